@@ -1,0 +1,155 @@
+//! The values of the maps that kernel and user space share.
+//!
+//! Sizes are bytes, times are [`TICK_SHIFT`] ticks of `CLOCK_MONOTONIC`.
+
+/// The most frames kept of one stack; what lies beyond ends with [`EndReason::TooDeep`].
+pub const MAX_FRAMES: usize = 128;
+
+/// `bpf_ktime_get_coarse_ns() >> TICK_SHIFT`: ticks of 16.8 ms, so that 32 bits last 2.2 years.
+pub const TICK_SHIFT: u32 = 24;
+
+/// The stack that allocations are booked on when the stack table is full.
+pub const OVERFLOW_STACK: u32 = 0;
+
+/// One live block: which one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct BlockKey {
+    /// Virtual address that the allocator returned.
+    pub address: u64,
+    /// The address space: the process id of its first process, in the initial PID namespace.
+    pub space: u32,
+    /// Padding, zero: it is part of the key.
+    pub _pad: u32,
+}
+
+/// One live block: what is known of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Block {
+    /// The size that was asked for (bytes).
+    pub size: u64,
+    /// Index into the stacks.
+    pub stack: u32,
+    /// When it was allocated (ticks).
+    pub born: u32,
+}
+
+/// One distinct stack and its books. Live values are the allocated minus the freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Stack {
+    /// Blocks allocated since tracing began.
+    pub alloc_objects: u64,
+    /// Bytes allocated since tracing began.
+    pub alloc_bytes: u64,
+    /// Of these blocks, how many were freed.
+    pub freed_objects: u64,
+    /// Of these bytes, how many were freed.
+    pub freed_bytes: u64,
+    /// Sum of [`Block::born`] over the live blocks.
+    pub born_sum: u64,
+    /// Index of the first frame, the innermost; frames are stored next to each other.
+    pub frames_start: u32,
+    /// How many frames there are.
+    pub frames_len: u16,
+    /// An [`EndReason`]: why the walk stopped.
+    pub end: u8,
+    /// 1 once the frames can be read.
+    pub ready: u8,
+}
+
+/// Why a walk stopped. Only [`EndReason::Complete`] reached the outermost frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum EndReason {
+    /// The walk goes on.
+    Running = 0,
+    /// The outermost frame was reached.
+    Complete = 1,
+    /// More than [`MAX_FRAMES`] frames.
+    TooDeep = 2,
+    /// The address is in no known executable mapping.
+    UnknownMapping = 3,
+    /// The mapping has a table, but no row covers the address.
+    NoUnwindInfo = 4,
+    /// The rule for the address is one that rows cannot express.
+    UnsupportedRule = 5,
+    /// A rule needs the frame pointer, and a callee lost it.
+    LostFramePointer = 6,
+    /// The next frame is not above this one: the stack is corrupt, or a rule is wrong.
+    DidNotAdvance = 7,
+    /// The stack could not be read.
+    UnreadableStack = 8,
+    /// A return probe's trampoline whose call is not known.
+    UnknownTrampoline = 9,
+    /// The kernel refused to go on: too many tail calls.
+    OutOfSteps = 10,
+}
+
+impl EndReason {
+    /// Every reason, in the order of its value.
+    pub const ALL: [Self; 11] = [
+        Self::Running,
+        Self::Complete,
+        Self::TooDeep,
+        Self::UnknownMapping,
+        Self::NoUnwindInfo,
+        Self::UnsupportedRule,
+        Self::LostFramePointer,
+        Self::DidNotAdvance,
+        Self::UnreadableStack,
+        Self::UnknownTrampoline,
+        Self::OutOfSteps,
+    ];
+
+    /// The reason with this value.
+    pub const fn from_u8(value: u8) -> Option<Self> {
+        if (value as usize) < Self::ALL.len() {
+            Some(Self::ALL[value as usize])
+        } else {
+            None
+        }
+    }
+}
+
+/// Index into the counters: one for every way of being wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Counter {
+    /// Blocks not recorded because the block table was full.
+    BlocksFull = 0,
+    /// Bytes of these.
+    BlocksFullBytes = 1,
+    /// Calls not recorded because the thread table was full.
+    ThreadsFull = 2,
+    /// Blocks booked on [`OVERFLOW_STACK`] because the stack table was full.
+    StacksFull = 3,
+    /// Blocks booked on [`OVERFLOW_STACK`] because no walk state was free.
+    WalksBusy = 4,
+    /// Frees of blocks that are not in the books: allocated before the attach, or by an untraced call.
+    UnmatchedFrees = 5,
+    /// An address was returned that the books hold as live: its free was missed.
+    MissedFrees = 6,
+    /// Calls that never returned: a longjmp or an exception left the allocator.
+    AbandonedCalls = 7,
+    /// Returns without a recorded entry, such as of calls that were under way at the attach.
+    UnmatchedReturns = 8,
+    /// Calls deeper nested than the books can hold.
+    NestedTooDeep = 9,
+    /// Calls that failed: the allocator returned no memory.
+    FailedCalls = 10,
+    /// Walks that were answered from the memory of an earlier one.
+    WalksRepeated = 11,
+    /// Walks done in full.
+    WalksDone = 12,
+    /// `posix_memalign` succeeded, but its result could not be read.
+    UnreadableResults = 13,
+}
+
+/// How many counters there are.
+pub const COUNTERS: usize = 14;
+
+const _: () = assert!(size_of::<BlockKey>() == 16);
+const _: () = assert!(size_of::<Block>() == 16);
+const _: () = assert!(size_of::<Stack>() == 48);

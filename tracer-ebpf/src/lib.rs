@@ -1,0 +1,9 @@
+//! What the kernel side and user space share: the layout of every map, and the stack walker.
+//!
+//! The walker ([`walk`]) is plain generic code over two traits, so that the programs run it in the kernel and
+//! unit tests run the very same code natively.
+#![no_std]
+
+pub mod layout;
+pub mod unwind;
+pub mod walk;

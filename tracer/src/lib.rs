@@ -1,0 +1,12 @@
+//! memtrace says which code of a running, unmodified Linux process holds its memory.
+//!
+//! Data flows one way: `target` → `probe` → `kernel` → `snapshot` → `symbol` → `profile` → `output`.
+
+pub mod kernel;
+pub mod output;
+pub mod probe;
+pub mod profile;
+pub mod snapshot;
+pub mod symbol;
+pub mod target;
+pub mod unwind;

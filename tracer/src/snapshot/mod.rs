@@ -1,0 +1,90 @@
+//! What lives: one consistent reading of the kernel's books.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use memtrace_ebpf::layout::EndReason;
+
+use crate::target::{Mappings, ProcessInfo};
+
+/// One code path that allocated, with its books. Sizes are bytes.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// The stack, innermost frame first, as packed by [`memtrace_ebpf::unwind::frame`].
+    pub frames: Vec<u64>,
+    /// Why the walk of this stack stopped.
+    pub end: EndReason,
+    /// Blocks allocated since tracing began.
+    pub alloc_objects: u64,
+    /// Bytes allocated since tracing began.
+    pub alloc_bytes: u64,
+    /// Blocks that live now.
+    pub live_objects: u64,
+    /// Bytes that live now.
+    pub live_bytes: u64,
+    /// Mean age of the live blocks.
+    pub mean_age: Duration,
+    /// Change of `live_bytes` over [`Snapshot::recent`].
+    pub recent_change: i64,
+}
+
+/// Everything that was not seen, not recorded or not understood, counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Blocks not recorded because the block table (`--max-live`) was full.
+    pub blocks_full: u64,
+    /// Bytes of these.
+    pub blocks_full_bytes: u64,
+    /// Calls not recorded because the thread table was full.
+    pub threads_full: u64,
+    /// Blocks recorded without their stack: the stack table was full, or no walk state was free.
+    pub without_stack: u64,
+    /// Frees of blocks from before the attach, or of an untraced call.
+    pub unmatched_frees: u64,
+    /// Blocks whose free was missed.
+    pub missed_frees: u64,
+    /// Calls that never returned.
+    pub abandoned_calls: u64,
+    /// Returns of calls that began before the attach.
+    pub unmatched_returns: u64,
+    /// Calls deeper nested than the books can hold.
+    pub nested_too_deep: u64,
+    /// Results of `posix_memalign` that could not be read.
+    pub unreadable_results: u64,
+    /// Blocks whose stack is not complete, by reason; never [`EndReason::Complete`].
+    pub truncated: Vec<(EndReason, u64)>,
+}
+
+/// What the probes cover, in words for the person who reads the profile.
+#[derive(Clone, Debug, Default)]
+pub struct Coverage {
+    /// One entry an allocator: `"libc.so.6: malloc, calloc, …, free"`.
+    pub allocators: Vec<String>,
+    /// What is not seen and why; empty when nothing is known to be missing.
+    pub not_covered: Vec<String>,
+}
+
+/// The state of one process's heap at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Whose heap this is.
+    pub process: ProcessInfo,
+    /// When tracing began.
+    pub started: SystemTime,
+    /// From `started` until this snapshot.
+    pub duration: Duration,
+    /// The last part of `duration`, to which [`Site::recent_change`] refers; zero when there is no earlier reading.
+    pub recent: Duration,
+    /// Sites that allocated at least once, in no order.
+    pub sites: Vec<Site>,
+    /// What was not recorded.
+    pub losses: Losses,
+    /// What was covered.
+    pub coverage: Coverage,
+    /// Calls in which the allocator returned no memory; not a loss.
+    pub failed_calls: u64,
+    /// The executable mappings that frames refer to.
+    pub mappings: Arc<Mappings>,
+}
