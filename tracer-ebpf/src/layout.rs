@@ -153,3 +153,41 @@ pub const COUNTERS: usize = 14;
 const _: () = assert!(size_of::<BlockKey>() == 16);
 const _: () = assert!(size_of::<Block>() == 16);
 const _: () = assert!(size_of::<Stack>() == 48);
+
+/// The switches that user space sets and the positions that the programs advance; the only element of its map.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Control {
+    /// Index of the next free stack; past the end when the table is full.
+    pub next_stack: u64,
+    /// Index of the next free frame; past the end when the table is full.
+    pub next_frame: u64,
+    /// 1 while calls are recorded. 0 before every probe is in place, after an exec, and from the last snapshot on.
+    pub enabled: u32,
+    /// The process that is traced (thread group id in the initial PID namespace).
+    pub process: u32,
+    /// Raised whenever mappings change: earlier walks are not to be trusted.
+    pub generation: u32,
+    /// 1 from when a program asked to read the mappings again until user space did.
+    pub refresh_asked: u32,
+}
+
+/// What a program tells user space through the ring buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Notice {
+    /// The executable mappings changed, or a stack led to an unknown one.
+    MappingsChanged = 1,
+    /// The process executed another program; nothing is recorded any more.
+    Executed = 2,
+}
+
+/// Where user space puts a program in the array that tail calls go through.
+pub mod tail {
+    /// Walks on.
+    pub const WALK: u32 = 0;
+    /// Never filled: a call that goes nowhere.
+    pub const NOWHERE: u32 = 1;
+    /// How many places there are.
+    pub const COUNT: u32 = 2;
+}

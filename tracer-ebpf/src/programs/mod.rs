@@ -1,42 +1,57 @@
-//! The programs.
-use aya_ebpf::{
-    macros::{map, uprobe},
-    maps::{Array, ProgramArray},
-    programs::ProbeContext,
-};
-use core::arch::asm;
-#[map]
-static A: Array<u64> = Array::with_max_entries(16, 1024);
-#[map]
-static P: ProgramArray = ProgramArray::with_max_entries(4, 0);
+//! The programs, by what they keep: `heap` the books, `stack` the walk and the stacks, `process` the life of the
+//! target.
+//!
+//! Two rules hold for every uprobe program. It can be preempted, so state that outlives a helper call is kept by
+//! thread, never by CPU. And it must contain a tail call: since Linux 6.13 a program without one may get a private
+//! stack per CPU (`kernel/bpf/verifier.c`, `bpf_enable_priv_stack`), which preempted uprobe programs corrupt.
 
+mod atomic;
+mod heap;
+mod maps;
+mod process;
+mod stack;
+
+use aya_ebpf::{EbpfContext, helpers::bpf_get_current_pid_tgid};
+use memtrace_ebpf::layout::{Control, Counter, tail};
+
+/// The calling thread: (thread group id, thread id), in the initial PID namespace.
 #[inline(always)]
-unsafe fn fetch_add(p: *mut u64, mut v: u64) -> u64 {
-    unsafe { asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) p, inout(reg) v) };
-    v
-}
-#[inline(always)]
-unsafe fn cas(p: *mut u64, old: u64, new: u64) -> u64 {
-    let mut r = old;
-    unsafe { asm!("r0 = cmpxchg_64({0} + 0, r0, {1})", in(reg) p, in(reg) new, inout("r0") r) };
-    r
+fn current() -> (u32, u32) {
+    let both = bpf_get_current_pid_tgid();
+    ((both >> 32) as u32, both as u32)
 }
 
-#[uprobe]
-fn probe(ctx: ProbeContext) -> u32 {
-    if let Some(p) = A.get_ptr_mut(0) {
-        let id = unsafe { fetch_add(p, 1) };
-        if unsafe { cas(p, 0, 1) } == 0 {
-            unsafe { fetch_add(p, id) };
-        }
+/// The switches, if calls of the current process are to be recorded.
+#[inline(always)]
+fn recording<C: EbpfContext>(ctx: &C, process: u32) -> Option<&'static Control> {
+    let control = maps::CONTROL.get(0)?;
+    if control.enabled == 0 || control.process != process {
+        keep_off_private_stack(ctx);
+        return None;
     }
-    unsafe { P.tail_call(&ctx, 0) };
-    0
+    Some(control)
 }
+
+/// A tail call that goes nowhere, see the rule above.
+#[inline(always)]
+fn keep_off_private_stack<C: EbpfContext>(ctx: &C) {
+    // SAFETY: the context is the one that the kernel passed to this program.
+    unsafe { maps::TAILS.tail_call(ctx, tail::NOWHERE) };
+}
+
+#[inline(always)]
+fn count(counter: Counter, by: u64) {
+    if let Some(value) = maps::COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the pointer is to a map's element, which lives as long as the program.
+        unsafe { atomic::add(value, by) };
+    }
+}
+
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
     loop {}
 }
+
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

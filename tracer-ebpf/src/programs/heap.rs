@@ -1,0 +1,342 @@
+//! The books of the heap: an allocation is booked when it returned, a free when it is entered.
+//!
+//! After a free is entered the address may belong to another thread, and before an allocation returned nobody can
+//! free it: so the books never hold a block twice.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::{bpf_probe_read_user, generated::bpf_ktime_get_coarse_ns},
+    macros::{uprobe, uretprobe},
+    programs::{ProbeContext, RetProbeContext},
+};
+use memtrace_ebpf::layout::{Block, BlockKey, Counter, TICK_SHIFT};
+
+use super::{
+    atomic, count, current,
+    maps::{self, Call, MAX_NESTED, Thread},
+    recording, stack,
+};
+
+/// [`Block::stack`] of a block that is not there.
+const NO_BLOCK: u32 = u32::MAX;
+/// `-EEXIST` (`include/uapi/asm-generic/errno-base.h`).
+const EXISTS: i32 = -17;
+
+/// What a call returns, and how.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// The block, or null.
+    Block = 0,
+    /// The block, or null if the old one stays.
+    Realloc = 1,
+    /// An error code; the block is stored through a pointer.
+    Memalign = 2,
+}
+
+/// `malloc(size)`, `valloc(size)`, `pvalloc(size)`.
+#[uprobe]
+fn enter_malloc(ctx: ProbeContext) -> u32 {
+    // SAFETY: the kernel passes valid registers.
+    let size = unsafe { (*ctx.regs).rdi };
+    enter(&ctx, Kind::Block, size, 0)
+}
+
+/// `calloc(count, size)`.
+#[uprobe]
+fn enter_calloc(ctx: ProbeContext) -> u32 {
+    // SAFETY: the kernel passes valid registers.
+    let size = unsafe { (*ctx.regs).rdi.wrapping_mul((*ctx.regs).rsi) };
+    enter(&ctx, Kind::Block, size, 0)
+}
+
+/// `memalign(alignment, size)`, `aligned_alloc(alignment, size)`.
+#[uprobe]
+fn enter_memalign(ctx: ProbeContext) -> u32 {
+    // SAFETY: the kernel passes valid registers.
+    let size = unsafe { (*ctx.regs).rsi };
+    enter(&ctx, Kind::Block, size, 0)
+}
+
+/// `posix_memalign(result, alignment, size)`.
+#[uprobe]
+fn enter_posix_memalign(ctx: ProbeContext) -> u32 {
+    // SAFETY: the kernel passes valid registers.
+    let (result, size) = unsafe { ((*ctx.regs).rdi, (*ctx.regs).rdx) };
+    enter(&ctx, Kind::Memalign, size, result)
+}
+
+/// `realloc(block, size)`.
+#[uprobe]
+fn enter_realloc(ctx: ProbeContext) -> u32 {
+    // SAFETY: the kernel passes valid registers.
+    let (block, size) = unsafe { ((*ctx.regs).rdi, (*ctx.regs).rsi) };
+    enter(&ctx, Kind::Realloc, size, block)
+}
+
+/// `reallocarray(block, count, size)`.
+#[uprobe]
+fn enter_reallocarray(ctx: ProbeContext) -> u32 {
+    // SAFETY: the kernel passes valid registers.
+    let (block, size) = unsafe { ((*ctx.regs).rdi, (*ctx.regs).rsi.wrapping_mul((*ctx.regs).rdx)) };
+    enter(&ctx, Kind::Realloc, size, block)
+}
+
+/// `free(block)`.
+#[uprobe]
+fn enter_free(ctx: ProbeContext) -> u32 {
+    // SAFETY: the kernel passes valid registers.
+    let address = unsafe { (*ctx.regs).rdi };
+    let (space, tid) = current();
+    if address == 0 || recording(&ctx, space).is_none() {
+        return 0;
+    }
+    let key = BlockKey { address, space, _pad: 0 };
+    if let Some(block) = take(&key) {
+        book_free(&block);
+    } else if !inside_allocator(tid) {
+        count(Counter::UnmatchedFrees, 1);
+    }
+    0
+}
+
+/// The return of every allocating function.
+#[uretprobe]
+fn leave(ctx: RetProbeContext) -> u32 {
+    let (space, tid) = current();
+    let Some(control) = recording(&ctx, space) else {
+        return 0;
+    };
+    let Some(thread) = maps::THREADS.get_ptr_mut(&tid) else {
+        count(Counter::UnmatchedReturns, 1);
+        return 0;
+    };
+    // SAFETY: the element is this thread's, and no other program runs for it meanwhile. The registers are valid.
+    let (thread, sp, result) = unsafe { (&mut *thread, (*ctx.regs).rsp, (*ctx.regs).rax) };
+    if !pop(thread, sp) {
+        return 0;
+    }
+    let call = &thread.calls[0];
+    let size = call.size;
+    let address = if call.kind == Kind::Memalign as u32 {
+        if result == 0 { read_result(call.pointer) } else { 0 }
+    } else {
+        result
+    };
+    if call.kind == Kind::Realloc as u32 && call.old.stack != NO_BLOCK {
+        settle_old(space, call, address);
+    }
+    if address == 0 {
+        if size != 0 {
+            count(Counter::FailedCalls, 1);
+        }
+        return 0;
+    }
+    thread.address = address;
+    thread.size = size;
+    stack::find_and_book(&ctx, control, (space, tid), thread);
+    0
+}
+
+/// Does nothing: what is left of the cost when it runs at memtrace's sites is the probes' own.
+#[uprobe]
+fn floor(ctx: ProbeContext) -> u32 {
+    let (process, _) = current();
+    let _never_enabled = recording(&ctx, process);
+    0
+}
+
+/// Notes a call that was entered.
+#[inline(always)]
+fn enter(ctx: &ProbeContext, kind: Kind, size: u64, pointer: u64) -> u32 {
+    let (space, tid) = current();
+    if recording(ctx, space).is_none() {
+        return 0;
+    }
+    let Some(thread) = thread_state(tid) else {
+        count(Counter::ThreadsFull, 1);
+        return 0;
+    };
+    // SAFETY: the kernel passes valid registers; the helper checks the address.
+    let (sp, return_address) = unsafe {
+        let sp = (*ctx.regs).rsp;
+        (sp, bpf_probe_read_user(sp as *const u64).unwrap_or(0))
+    };
+    drop_abandoned(thread, sp);
+    let depth = thread.depth as usize;
+    if depth >= MAX_NESTED {
+        count(Counter::NestedTooDeep, 1);
+        return 0;
+    }
+    let call = &mut thread.calls[depth & (MAX_NESTED - 1)];
+    call.sp = sp;
+    call.return_address = return_address;
+    call.size = size;
+    call.pointer = pointer;
+    call.kind = kind as u32;
+    call.old.stack = NO_BLOCK;
+    if depth == 0 && kind as u32 == Kind::Realloc as u32 && pointer != 0 {
+        let key = BlockKey { address: pointer, space, _pad: 0 };
+        match take(&key) {
+            Some(old) => call.old = old,
+            None => count(Counter::UnmatchedFrees, 1),
+        }
+    }
+    thread.depth = depth as u32 + 1;
+    0
+}
+
+/// The state of the current thread, made if it is new.
+#[inline(always)]
+fn thread_state(tid: u32) -> Option<&'static mut Thread> {
+    if let Some(thread) = maps::THREADS.get_ptr_mut(&tid) {
+        // SAFETY: the element is this thread's, and no other program runs for it meanwhile.
+        return Some(unsafe { &mut *thread });
+    }
+    let empty = maps::EMPTY_THREAD.get(0)?;
+    maps::THREADS.insert(&tid, empty, BPF_NOEXIST as u64).ok()?;
+    // SAFETY: as above.
+    maps::THREADS.get_ptr_mut(&tid).map(|thread| unsafe { &mut *thread })
+}
+
+/// Forgets calls that cannot return any more, because a longjmp or an exception left them.
+///
+/// A call is still under way if the stack is below it. The slot of its return address then holds the return
+/// probe's trampoline; a call that begins at the very same slot is either the tail call of the one under way, which
+/// finds the trampoline there, or a new one, which finds a return address.
+#[inline(always)]
+fn drop_abandoned(thread: &mut Thread, sp: u64) {
+    for _ in 0..MAX_NESTED {
+        let depth = thread.depth as usize;
+        if depth == 0 {
+            return;
+        }
+        let call = &thread.calls[(depth - 1) & (MAX_NESTED - 1)];
+        if call.sp > sp {
+            return;
+        }
+        if call.sp == sp {
+            // SAFETY: the helper checks the address.
+            let now = unsafe { bpf_probe_read_user(sp as *const u64) };
+            if now != Ok(call.return_address) {
+                return;
+            }
+        }
+        count(Counter::AbandonedCalls, 1);
+        thread.depth = depth as u32 - 1;
+    }
+}
+
+/// Ends the call that returns with this `sp`; true if it was the outermost.
+#[inline(always)]
+fn pop(thread: &mut Thread, sp: u64) -> bool {
+    let slot = sp.wrapping_sub(8);
+    for _ in 0..MAX_NESTED {
+        let depth = thread.depth as usize;
+        if depth == 0 {
+            break;
+        }
+        thread.depth = depth as u32 - 1;
+        if thread.calls[(depth - 1) & (MAX_NESTED - 1)].sp == slot {
+            return depth == 1;
+        }
+        count(Counter::AbandonedCalls, 1);
+    }
+    count(Counter::UnmatchedReturns, 1);
+    false
+}
+
+/// What `posix_memalign` stored.
+#[inline(always)]
+fn read_result(pointer: u64) -> u64 {
+    // SAFETY: the helper checks the address.
+    match unsafe { bpf_probe_read_user(pointer as *const u64) } {
+        Ok(address) => address,
+        Err(_) => {
+            count(Counter::UnreadableResults, 1);
+            0
+        }
+    }
+}
+
+/// The old block of a `realloc`: freed if it moved or was asked to vanish, else still there.
+#[inline(always)]
+fn settle_old(space: u32, call: &Call, address: u64) {
+    if address != 0 || call.size == 0 {
+        return book_free(&call.old);
+    }
+    let key = BlockKey { address: call.pointer, space, _pad: 0 };
+    if maps::LIVE.insert(&key, &call.old, BPF_ANY as u64).is_err() {
+        // The room it had was taken meanwhile. It lives on unrecorded, so the books must not hold it either.
+        book_free(&call.old);
+        count(Counter::BlocksFull, 1);
+        count(Counter::BlocksFullBytes, call.old.size);
+    }
+}
+
+/// Whether the current thread is in a call: what it frees there is the allocator's own.
+#[inline(always)]
+fn inside_allocator(tid: u32) -> bool {
+    match maps::THREADS.get_ptr(&tid) {
+        // SAFETY: the pointer is to a map's element.
+        Some(thread) => unsafe { (*thread).depth != 0 },
+        None => false,
+    }
+}
+
+/// Removes a block from the live ones.
+#[inline(always)]
+fn take(key: &BlockKey) -> Option<Block> {
+    let block = maps::LIVE.get_ptr(key)?;
+    // SAFETY: the pointer is to a map's element. It is copied before it is removed: after that it can be reused.
+    let copy = unsafe { *block };
+    // Of two threads that free the same block only one may book it.
+    maps::LIVE.remove(key).ok()?;
+    Some(copy)
+}
+
+/// Books a block that was allocated.
+#[inline(always)]
+pub fn book(space: u32, address: u64, size: u64, stack: u32) {
+    // SAFETY: the helper has no preconditions.
+    let born = (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32;
+    let key = BlockKey { address, space, _pad: 0 };
+    let block = Block { size, stack, born };
+    if let Err(error) = maps::LIVE.insert(&key, &block, BPF_NOEXIST as u64) {
+        if error != EXISTS {
+            count(Counter::BlocksFull, 1);
+            count(Counter::BlocksFullBytes, size);
+            return;
+        }
+        if let Some(old) = take(&key) {
+            count(Counter::MissedFrees, 1);
+            book_free(&old);
+        }
+        if maps::LIVE.insert(&key, &block, BPF_ANY as u64).is_err() {
+            count(Counter::BlocksFull, 1);
+            count(Counter::BlocksFullBytes, size);
+            return;
+        }
+    }
+    if let Some(stack) = maps::STACKS.get_ptr_mut(stack) {
+        // SAFETY: the pointers are to words of a map's element.
+        unsafe {
+            atomic::add(&raw mut (*stack).alloc_objects, 1);
+            atomic::add(&raw mut (*stack).alloc_bytes, size);
+            atomic::add(&raw mut (*stack).born_sum, born as u64);
+        }
+    }
+}
+
+/// Books that a block is gone.
+#[inline(always)]
+fn book_free(block: &Block) {
+    if let Some(stack) = maps::STACKS.get_ptr_mut(block.stack) {
+        // SAFETY: the pointers are to words of a map's element.
+        unsafe {
+            atomic::add(&raw mut (*stack).freed_objects, 1);
+            atomic::add(&raw mut (*stack).freed_bytes, block.size);
+            atomic::add(&raw mut (*stack).born_sum, (block.born as u64).wrapping_neg());
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! From registers to a stack's index: recognized from an earlier walk, or walked and interned.
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{
+        bpf_probe_read_user,
+        generated::bpf_probe_read_user as probe_read_user,
+    },
+    macros::uprobe,
+    programs::{ProbeContext, RetProbeContext},
+};
+use memtrace_ebpf::{
+    layout::{Control, Counter, EndReason, MAX_FRAMES, OVERFLOW_STACK, tail},
+    unwind::{Mapping, Page, Row},
+    walk::{Memory, Tables, Walk},
+};
+
+use super::{
+    atomic, count, current, heap,
+    maps::{self, AddressKey, COPY_WORDS, Thread, WALK_COUNT},
+    process,
+};
+
+/// Frames walked in one program before it calls the next: bounds what the verifier has to follow.
+const STEPS: u32 = 5;
+/// Walks tried when the first choice is in use by a thread that was preempted.
+const TRIES: u32 = 8;
+
+/// The current thread's memory.
+struct CurrentThread<'a> {
+    thread: &'a Thread,
+}
+
+impl Memory for CurrentThread<'_> {
+    #[inline(always)]
+    fn read_u64(&self, address: u64) -> Option<u64> {
+        // SAFETY: the helper checks the address and fails if it cannot be read.
+        unsafe { bpf_probe_read_user(address as *const u64) }.ok()
+    }
+
+    #[inline(always)]
+    fn replaced_return_address(&self, slot: u64) -> Option<u64> {
+        self.thread.calls.iter().find(|call| call.sp == slot).map(|call| call.return_address)
+    }
+}
+
+/// The maps that hold the tables of the current process.
+struct ProcessTables {
+    space: u32,
+}
+
+impl Tables for ProcessTables {
+    #[inline(always)]
+    fn mapping(&self, address: u64) -> Option<Mapping> {
+        let key = AddressKey {
+            space: self.space.to_be(),
+            high: ((address >> 32) as u32).to_be(),
+            low: (address as u32).to_be(),
+        };
+        maps::MAPPINGS.get(aya_ebpf::maps::lpm_trie::Key::new(96, key)).copied()
+    }
+
+    #[inline(always)]
+    fn page(&self, index: u32) -> Option<Page> {
+        maps::PAGES.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn row(&self, index: u32) -> Option<Row> {
+        maps::ROWS.get(index).copied()
+    }
+}
+
+/// Finds the stack of a call that is about to return, then books the block that `thread` holds.
+#[inline(always)]
+pub fn find_and_book(ctx: &RetProbeContext, control: &Control, ids: (u32, u32), thread: &mut Thread) {
+    let (space, tid) = ids;
+    // SAFETY: the kernel passes valid registers.
+    let regs = unsafe { &*ctx.regs };
+    let (pc, sp, fp) = (regs.rip, regs.rsp, regs.rbp);
+    let Some((index, walk)) = lock(pc, sp, tid) else {
+        count(Counter::WalksBusy, 1);
+        return heap::book(space, thread.address, thread.size, OVERFLOW_STACK);
+    };
+    if walk.start_pc == pc
+        && walk.start_sp == sp
+        && walk.thread == tid
+        && walk.generation == control.generation
+        && walk.repeatable != 0
+        && (walk.needs_fp == 0 || walk.start_fp == fp)
+        && same_slots(walk, index)
+    {
+        count(Counter::WalksRepeated, 1);
+        let stack = walk.stack;
+        walk.locked = 0;
+        return heap::book(space, thread.address, thread.size, stack);
+    }
+    walk.begin(pc, sp, fp, true);
+    walk.thread = tid;
+    walk.generation = control.generation;
+    thread.walk = index;
+    // SAFETY: the context is the one that the kernel passed to this program.
+    unsafe { maps::TAILS.tail_call(ctx, tail::WALK) };
+    finish(space, thread, walk, EndReason::OutOfSteps);
+}
+
+/// Walks a few frames, then calls itself or finishes.
+#[uprobe]
+fn walk(ctx: ProbeContext) -> u32 {
+    let (space, tid) = current();
+    let Some(thread) = maps::THREADS.get_ptr_mut(&tid) else {
+        return 0;
+    };
+    // SAFETY: the element is this thread's, and no other program runs for it meanwhile.
+    let thread = unsafe { &mut *thread };
+    let Some(walk) = maps::WALKS.get_ptr_mut(thread.walk) else {
+        return 0;
+    };
+    // SAFETY: this thread holds the walk's lock.
+    let walk = unsafe { &mut *walk };
+    let tables = ProcessTables { space };
+    let mut reason = EndReason::Running;
+    for _ in 0..STEPS {
+        reason = walk.step(&CurrentThread { thread }, &tables);
+        if reason as u8 != EndReason::Running as u8 {
+            break;
+        }
+    }
+    if reason as u8 == EndReason::Running as u8 {
+        // SAFETY: the context is the one that the kernel passed to this program.
+        unsafe { maps::TAILS.tail_call(&ctx, tail::WALK) };
+        reason = EndReason::OutOfSteps;
+    }
+    finish(space, thread, walk, reason);
+    0
+}
+
+/// Gives the finished walk's stack an index and books the block.
+#[inline(always)]
+fn finish(space: u32, thread: &Thread, walk: &mut Walk, reason: EndReason) {
+    count(Counter::WalksDone, 1);
+    if reason as u8 == EndReason::UnknownMapping as u8 {
+        process::ask_refresh();
+    }
+    let stack = intern(walk, reason);
+    walk.stack = stack;
+    walk.locked = 0;
+    heap::book(space, thread.address, thread.size, stack);
+}
+
+/// Takes the walk that likely remembers this stack, or a neighbour that is free.
+#[inline(always)]
+fn lock(pc: u64, sp: u64, tid: u32) -> Option<(u32, &'static mut Walk)> {
+    let mixed = (pc ^ sp.rotate_left(32) ^ tid as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let first = (mixed >> 40) as u32;
+    for i in 0..TRIES {
+        let index = first.wrapping_add(i) & (WALK_COUNT - 1);
+        let walk = maps::WALKS.get_ptr_mut(index)?;
+        // SAFETY: `locked` is the first word of a map's element; who sets it owns the rest.
+        if unsafe { atomic::replace(walk.cast(), 0, 1) } {
+            // SAFETY: as above.
+            return Some((index, unsafe { &mut *walk }));
+        }
+    }
+    None
+}
+
+/// Whether the stack still holds what the walk noted.
+#[inline(always)]
+fn same_slots(walk: &Walk, index: u32) -> bool {
+    let Some(copy) = maps::COPIES.get_ptr_mut(index) else {
+        return false;
+    };
+    const COPY_BYTES: u32 = (COPY_WORDS * 8) as u32;
+    let wanted = if walk.span > COPY_BYTES { COPY_BYTES } else { walk.span };
+    // SAFETY: the helper writes at most `COPY_BYTES` to the element, which the lock of the walk protects.
+    let copied = unsafe { probe_read_user(copy.cast(), wanted, walk.start_sp as *const _) };
+    if copied != 0 {
+        return false;
+    }
+    // SAFETY: the element was just filled, and the lock of the walk protects it.
+    let words = unsafe { &(*copy).words };
+    walk.still_holds(|offset| {
+        if offset < COPY_BYTES {
+            Some(words[(offset / 8) as usize & (COPY_WORDS - 1)])
+        } else {
+            // SAFETY: the helper checks the address and fails if it cannot be read.
+            unsafe { bpf_probe_read_user((walk.start_sp + offset as u64) as *const u64) }.ok()
+        }
+    })
+}
+
+/// The index of the stack that the walk found; [`OVERFLOW_STACK`] if the tables are full.
+#[inline(always)]
+fn intern(walk: &Walk, reason: EndReason) -> u32 {
+    let hash = (walk.hash ^ reason as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    if let Some(id) = maps::STACK_IDS.get_ptr(&hash) {
+        // SAFETY: the pointer is to a map's element, which is never removed.
+        return unsafe { *id };
+    }
+    let Some(id) = store(walk, reason) else {
+        count(Counter::StacksFull, 1);
+        return OVERFLOW_STACK;
+    };
+    if maps::STACK_IDS.insert(&hash, &id, BPF_NOEXIST as u64).is_ok() {
+        return id;
+    }
+    // Another thread was first, or the table is full. The copy stored here stays, without a block.
+    match maps::STACK_IDS.get_ptr(&hash) {
+        // SAFETY: as above.
+        Some(id) => unsafe { *id },
+        None => id,
+    }
+}
+
+/// Stores the frames under a new index.
+#[inline(always)]
+fn store(walk: &Walk, reason: EndReason) -> Option<u32> {
+    let control = maps::CONTROL.get_ptr_mut(0)?;
+    let count = walk.frames_len;
+    // SAFETY: the pointers are to words of a map's element.
+    let (id, start) = unsafe {
+        (
+            atomic::fetch_add(&raw mut (*control).next_stack, 1) as u32,
+            atomic::fetch_add(&raw mut (*control).next_frame, count as u64) as u32,
+        )
+    };
+    let stack = maps::STACKS.get_ptr_mut(id)?;
+    for i in 0..MAX_FRAMES as u32 {
+        if i >= count {
+            break;
+        }
+        let slot = maps::FRAMES.get_ptr_mut(start.wrapping_add(i))?;
+        // SAFETY: the element was reserved for this stack.
+        unsafe { *slot = walk.frames[i as usize & (MAX_FRAMES - 1)] };
+    }
+    // SAFETY: the element was reserved for this stack.
+    unsafe {
+        (*stack).frames_start = start;
+        (*stack).frames_len = count as u16;
+        (*stack).end = reason as u8;
+        (*stack).ready = 1;
+    }
+    Some(id)
+}
