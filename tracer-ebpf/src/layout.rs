@@ -5,7 +5,7 @@
 /// The most frames kept of one stack; what lies beyond ends with [`EndReason::TooDeep`].
 pub const MAX_FRAMES: usize = 128;
 
-/// `bpf_ktime_get_coarse_ns() >> TICK_SHIFT`: ticks of 16.8 ms, so that 32 bits last 2.2 years.
+/// `bpf_ktime_get_ns() >> TICK_SHIFT`: ticks of 16.8 ms, so that 32 bits last 2.2 years.
 pub const TICK_SHIFT: u32 = 24;
 
 /// The stack that allocations are booked on when the stack table is full.

@@ -6,6 +6,7 @@
 //! ([`Walk::still_holds`]): that costs one copy of the stack instead of a walk.
 
 use crate::{
+    bound::masked,
     layout::{EndReason, MAX_FRAMES},
     unwind::{CfaKind, FpKind, Mapping, NO_TABLE, PAGE_SHIFT, Page, Row, frame},
 };
@@ -202,7 +203,7 @@ impl Walk {
     #[inline(always)]
     fn push_frame(&mut self, mapping: u16) {
         let packed = frame::pack(mapping, self.pc, self.is_return != 0);
-        self.frames[self.frames_len as usize & (MAX_FRAMES - 1)] = packed;
+        self.frames[masked::<MAX_FRAMES>(self.frames_len as usize)] = packed;
         self.frames_len += 1;
         let mixed = (self.hash ^ packed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.hash = mixed ^ (mixed >> 32);
@@ -386,7 +387,7 @@ impl Walk {
         if self.checks_len >= MAX_CHECKS as u32 || offset >= 1 << 31 {
             self.repeatable = 0;
         } else {
-            let index = self.checks_len as usize & (MAX_CHECKS - 1);
+            let index = masked::<MAX_CHECKS>(self.checks_len as usize);
             self.check_values[index] = value;
             self.check_offsets[index] = offset as u32;
             self.checks_len += 1;

@@ -2,10 +2,12 @@
 //!
 //! Data flows one way: `target` → `probe` → `kernel` → `snapshot` → `symbol` → `profile` → `output`.
 
+pub mod cli;
 pub mod kernel;
 pub mod output;
 pub mod probe;
 pub mod profile;
+pub mod session;
 pub mod snapshot;
 pub mod symbol;
 pub mod target;

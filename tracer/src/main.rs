@@ -1,1 +1,33 @@
-fn main() {}
+//! The `memtrace` command.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use memtrace::{cli::Arguments, session};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_log(&arguments);
+    match session::run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("memtrace: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// User space and the programs log to the same place. `RUST_LOG` overrides the options.
+fn start_log(arguments: &Arguments) {
+    let level = match (arguments.quiet, arguments.verbose) {
+        (true, _) => "error",
+        (_, true) => "info",
+        _ => "warn",
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
+        .format(|out, record| {
+            use std::io::Write as _;
+            writeln!(out, "memtrace: {}", record.args())
+        })
+        .init();
+}

@@ -5,11 +5,14 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::{bpf_probe_read_user, generated::bpf_ktime_get_coarse_ns},
+    helpers::{bpf_probe_read_user, bpf_ktime_get_ns},
     macros::{uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
-use memtrace_ebpf::layout::{Block, BlockKey, Counter, TICK_SHIFT};
+use memtrace_ebpf::{
+    bound::masked,
+    layout::{Block, BlockKey, Counter, TICK_SHIFT},
+};
 
 use super::{
     atomic, count, current,
@@ -138,11 +141,15 @@ fn leave(ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// Does nothing: what is left of the cost when it runs at memtrace's sites is the probes' own.
+/// Does nothing: at memtrace's sites it shows what the probes alone cost.
 #[uprobe]
-fn floor(ctx: ProbeContext) -> u32 {
-    let (process, _) = current();
-    let _never_enabled = recording(&ctx, process);
+fn floor(_ctx: ProbeContext) -> u32 {
+    0
+}
+
+/// As [`floor`], at returns.
+#[uretprobe]
+fn floor_return(_ctx: RetProbeContext) -> u32 {
     0
 }
 
@@ -168,7 +175,7 @@ fn enter(ctx: &ProbeContext, kind: Kind, size: u64, pointer: u64) -> u32 {
         count(Counter::NestedTooDeep, 1);
         return 0;
     }
-    let call = &mut thread.calls[depth & (MAX_NESTED - 1)];
+    let call = &mut thread.calls[masked::<MAX_NESTED>(depth)];
     call.sp = sp;
     call.return_address = return_address;
     call.size = size;
@@ -211,7 +218,7 @@ fn drop_abandoned(thread: &mut Thread, sp: u64) {
         if depth == 0 {
             return;
         }
-        let call = &thread.calls[(depth - 1) & (MAX_NESTED - 1)];
+        let call = &thread.calls[masked::<MAX_NESTED>(depth - 1)];
         if call.sp > sp {
             return;
         }
@@ -237,7 +244,7 @@ fn pop(thread: &mut Thread, sp: u64) -> bool {
             break;
         }
         thread.depth = depth as u32 - 1;
-        if thread.calls[(depth - 1) & (MAX_NESTED - 1)].sp == slot {
+        if thread.calls[masked::<MAX_NESTED>(depth - 1)].sp == slot {
             return depth == 1;
         }
         count(Counter::AbandonedCalls, 1);
@@ -299,7 +306,7 @@ fn take(key: &BlockKey) -> Option<Block> {
 #[inline(always)]
 pub fn book(space: u32, address: u64, size: u64, stack: u32) {
     // SAFETY: the helper has no preconditions.
-    let born = (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32;
+    let born = (unsafe { bpf_ktime_get_ns() } >> TICK_SHIFT) as u32;
     let key = BlockKey { address, space, _pad: 0 };
     let block = Block { size, stack, born };
     if let Err(error) = maps::LIVE.insert(&key, &block, BPF_NOEXIST as u64) {

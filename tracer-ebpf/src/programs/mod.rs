@@ -2,8 +2,9 @@
 //! target.
 //!
 //! Two rules hold for every uprobe program. It can be preempted, so state that outlives a helper call is kept by
-//! thread, never by CPU. And it must contain a tail call: since Linux 6.13 a program without one may get a private
-//! stack per CPU (`kernel/bpf/verifier.c`, `bpf_enable_priv_stack`), which preempted uprobe programs corrupt.
+//! thread, never by CPU. And it must contain a tail call or use less than 64 bytes of stack: since Linux 6.13 any
+//! other program may get a private stack per CPU (`kernel/bpf/verifier.c`, `bpf_enable_priv_stack`), which preempted
+//! uprobe programs corrupt.
 
 mod atomic;
 mod heap;

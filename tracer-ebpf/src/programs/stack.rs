@@ -10,6 +10,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use memtrace_ebpf::{
+    bound::masked,
     layout::{Control, Counter, EndReason, MAX_FRAMES, OVERFLOW_STACK, tail},
     unwind::{Mapping, Page, Row},
     walk::{Memory, Tables, Walk},
@@ -182,7 +183,7 @@ fn same_slots(walk: &Walk, index: u32) -> bool {
     let words = unsafe { &(*copy).words };
     walk.still_holds(|offset| {
         if offset < COPY_BYTES {
-            Some(words[(offset / 8) as usize & (COPY_WORDS - 1)])
+            Some(words[masked::<COPY_WORDS>(offset as usize / 8)])
         } else {
             // SAFETY: the helper checks the address and fails if it cannot be read.
             unsafe { bpf_probe_read_user((walk.start_sp + offset as u64) as *const u64) }.ok()
@@ -232,7 +233,7 @@ fn store(walk: &Walk, reason: EndReason) -> Option<u32> {
         }
         let slot = maps::FRAMES.get_ptr_mut(start.wrapping_add(i))?;
         // SAFETY: the element was reserved for this stack.
-        unsafe { *slot = walk.frames[i as usize & (MAX_FRAMES - 1)] };
+        unsafe { *slot = walk.frames[masked::<MAX_FRAMES>(i as usize)] };
     }
     // SAFETY: the element was reserved for this stack.
     unsafe {

@@ -1,1 +1,65 @@
-//! kernel.
+//! The kernel's side: loads the programs, fills their tables, attaches them, reads their books.
+
+mod array;
+mod books;
+mod programs;
+mod tables;
+
+use std::io;
+
+use aya::{EbpfError, maps::MapError, programs::ProgramError};
+
+pub use books::{Books, RawStack};
+pub use programs::{Limits, Programs};
+pub use tables::{FileTable, TableRoom};
+
+/// What the kernel refused.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The programs or their maps could not be loaded.
+    #[error("the kernel did not load memtrace's programs: {0}")]
+    Load(#[from] EbpfError),
+    /// A program could not be loaded or attached.
+    #[error("the kernel did not accept the program `{name}`{place}: {source}")]
+    Program {
+        /// The program's name.
+        name: &'static str,
+        /// Where it was to be attached, with a leading space; empty when it was to be loaded.
+        place: String,
+        /// The kernel's answer.
+        source: ProgramError,
+    },
+    /// A map could not be used.
+    #[error("the map `{name}` cannot be used: {source}")]
+    Map {
+        /// The map's name.
+        name: &'static str,
+        /// The kernel's answer.
+        source: MapError,
+    },
+    /// A map could not be mapped into memory.
+    #[error("the map `{name}` cannot be mapped into memory: {source}")]
+    Memory {
+        /// The map's name.
+        name: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The programs that were built do not have what this version expects.
+    #[error("the built programs have no `{0}`; rebuild memtrace")]
+    Missing(&'static str),
+}
+
+impl KernelError {
+    /// Whether the cause is a missing privilege or kernel feature, rather than a fault.
+    pub fn is_privilege(&self) -> bool {
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = source {
+            if let Some(error) = error.downcast_ref::<io::Error>() {
+                return matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS | libc::EOPNOTSUPP));
+            }
+            source = error.source();
+        }
+        false
+    }
+}

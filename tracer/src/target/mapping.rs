@@ -1,6 +1,18 @@
 //! Executable mappings of the target, remembered for as long as a stored frame may refer to them.
 
-use std::{fs::File, path::PathBuf, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use object::{Object as _, ObjectSegment as _, ReadCache, ReadRef};
+use procfs::process::{MMPermissions, MMapPath, MemoryMap};
+
+use super::{Process, TargetError};
 
 /// What is behind an executable mapping.
 #[derive(Clone, Debug)]
@@ -18,7 +30,7 @@ pub enum Backing {
 /// One executable mapping, living or past.
 #[derive(Clone, Debug)]
 pub struct Mapping {
-    /// Names the mapping in stored frames; never reused.
+    /// Names the mapping in stored frames; never reused, never 0.
     pub id: u16,
     /// First byte (virtual address in the process).
     pub begin: u64,
@@ -32,20 +44,209 @@ pub struct Mapping {
     pub path: PathBuf,
     /// The GNU build id, when the image has one.
     pub build_id: Option<Vec<u8>>,
+    /// Device and inode of the file; mappings with the same pair are of the same file.
+    pub file_id: (u64, u64),
     /// What is behind it.
     pub backing: Backing,
 }
 
-/// All executable mappings that the target has or had, by [`Mapping::id`].
+impl Mapping {
+    /// The file's name without its folder, for messages.
+    pub fn file_name(&self) -> String {
+        self.path.file_name().map_or_else(
+            || self.path.to_string_lossy().into_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        )
+    }
+}
+
+/// All executable mappings that the target has or had.
 #[derive(Clone, Debug, Default)]
 pub struct Mappings {
-    /// The mapping with id `n` is at index `n`.
+    /// The mapping with id `n` is at index `n - 1`.
     pub all: Vec<Arc<Mapping>>,
 }
 
 impl Mappings {
     /// The mapping with this id.
     pub fn get(&self, id: u16) -> Option<&Arc<Mapping>> {
-        self.all.get(usize::from(id))
+        self.all.get(usize::from(id).checked_sub(1)?)
     }
+}
+
+/// What a reading found different from the one before.
+#[derive(Debug, Default)]
+pub struct Change {
+    /// Mappings that are new.
+    pub added: Vec<Arc<Mapping>>,
+    /// Mappings that are gone.
+    pub removed: Vec<Arc<Mapping>>,
+    /// Mappings that could not be named any more, because 65,535 were seen before.
+    pub unnamed: usize,
+}
+
+/// What makes two mappings the same one: a library that comes back to its old place keeps its id.
+type Identity = (u64, u64, u64, (u64, u64), PathBuf);
+
+/// Keeps [`Mappings`] up to date with a living process.
+#[derive(Debug, Default)]
+pub struct MappingReader {
+    known: Arc<Mappings>,
+    ids: HashMap<Identity, u16>,
+    live: HashSet<u16>,
+}
+
+impl MappingReader {
+    /// Everything seen so far.
+    pub fn mappings(&self) -> Arc<Mappings> {
+        Arc::clone(&self.known)
+    }
+
+    /// The mappings that live now.
+    pub fn live(&self) -> impl Iterator<Item = &Arc<Mapping>> {
+        self.known.all.iter().filter(|mapping| self.live.contains(&mapping.id))
+    }
+
+    /// Reads `/proc/PID/maps` again.
+    ///
+    /// # Errors
+    /// When the process is gone or may not be read.
+    pub fn refresh(&mut self, process: &Process) -> Result<Change, TargetError> {
+        let mut change = Change::default();
+        let mut seen = HashSet::new();
+        for entry in process.memory_maps()? {
+            if !entry.perms.contains(MMPermissions::EXECUTE) || is_kernel_made(&entry) {
+                continue;
+            }
+            let identity = identity_of(&entry);
+            let id = match self.ids.get(&identity) {
+                Some(&id) => id,
+                None => match self.remember(process, &entry, identity) {
+                    Some(id) => id,
+                    None => {
+                        change.unnamed += 1;
+                        continue;
+                    }
+                },
+            };
+            seen.insert(id);
+        }
+        let mapping = |id: &u16| self.known.get(*id).cloned();
+        change.added = seen.difference(&self.live).filter_map(mapping).collect();
+        change.removed = self.live.difference(&seen).filter_map(mapping).collect();
+        self.live = seen;
+        Ok(change)
+    }
+
+    fn remember(&mut self, process: &Process, entry: &MemoryMap, identity: Identity) -> Option<u16> {
+        let id = u16::try_from(self.known.all.len() + 1).ok()?;
+        let mapping = self.open(process, entry, id);
+        Arc::make_mut(&mut self.known).all.push(Arc::new(mapping));
+        self.ids.insert(identity, id);
+        Some(id)
+    }
+
+    fn open(&self, process: &Process, entry: &MemoryMap, id: u16) -> Mapping {
+        let (begin, end) = entry.address;
+        let mut mapping = Mapping {
+            id,
+            begin,
+            end,
+            file_offset: entry.offset,
+            bias: begin.wrapping_sub(entry.offset),
+            path: path_of(&entry.pathname),
+            build_id: None,
+            file_id: file_id(entry),
+            backing: Backing::Anonymous,
+        };
+        match &entry.pathname {
+            MMapPath::Vdso => {
+                let mut image = vec![0; (end - begin) as usize];
+                match process.read_memory(begin, &mut image) {
+                    Ok(()) => {
+                        describe_image(&mut mapping, image.as_slice());
+                        mapping.backing = Backing::Image(image.into());
+                    }
+                    Err(error) => mapping.backing = Backing::Unreadable(error.to_string()),
+                }
+            }
+            MMapPath::Path(_) if entry.inode != 0 => self.open_file(process, &mut mapping),
+            _ => {}
+        }
+        mapping
+    }
+
+    fn open_file(&self, process: &Process, mapping: &mut Mapping) {
+        let known = self.known.all.iter().rev().find_map(|other| match &other.backing {
+            Backing::File(file) if other.file_id == mapping.file_id && other.path == mapping.path => Some(file),
+            _ => None,
+        });
+        let opened = match known {
+            Some(file) => Ok(Arc::clone(file)),
+            None => open_mapped_file(process.pid(), mapping.begin, mapping.end).map(Arc::new),
+        };
+        match opened {
+            Ok(file) => {
+                describe_image(mapping, &ReadCache::new(&*file));
+                mapping.backing = Backing::File(file);
+            }
+            Err(error) => mapping.backing = Backing::Unreadable(error.to_string()),
+        }
+    }
+}
+
+/// Opens the file behind a mapping through the kernel's own link to it, whatever its path means in which view.
+fn open_mapped_file(pid: u32, begin: u64, end: u64) -> io::Result<File> {
+    let link = format!("/proc/{pid}/map_files/{begin:x}-{end:x}");
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(link)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    Ok(file)
+}
+
+/// Fills in what the ELF headers say.
+fn describe_image<'data>(mapping: &mut Mapping, data: impl ReadRef<'data>) {
+    let Ok(elf) = object::File::parse(data) else {
+        return;
+    };
+    mapping.build_id = elf.build_id().ok().flatten().map(<[u8]>::to_vec);
+    let segment = elf.segments().find(|segment| {
+        let (offset, size) = segment.file_range();
+        // The kernel maps whole pages, so the mapping may begin before the segment's first byte.
+        let first = offset & !0xfff;
+        mapping.file_offset >= first && mapping.file_offset < offset.saturating_add(size)
+    });
+    if let Some(segment) = segment {
+        let (offset, _) = segment.file_range();
+        let address = segment.address().wrapping_sub(offset).wrapping_add(mapping.file_offset);
+        mapping.bias = mapping.begin.wrapping_sub(address);
+    }
+}
+
+/// Mappings that are not the target's code: the page of the old system calls, and the kernel's slots for probes.
+fn is_kernel_made(entry: &MemoryMap) -> bool {
+    match &entry.pathname {
+        MMapPath::Vsyscall => true,
+        MMapPath::Other(name) => name == "uprobes",
+        _ => false,
+    }
+}
+
+fn path_of(path: &MMapPath) -> PathBuf {
+    match path {
+        MMapPath::Path(path) => path.clone(),
+        MMapPath::Vdso => PathBuf::from("[vdso]"),
+        MMapPath::Other(name) => PathBuf::from(format!("[{name}]")),
+        _ => PathBuf::new(),
+    }
+}
+
+fn file_id(entry: &MemoryMap) -> (u64, u64) {
+    let (major, minor) = entry.dev;
+    ((major as u64) << 32 | minor as u64 & 0xffff_ffff, entry.inode)
+}
+
+fn identity_of(entry: &MemoryMap) -> Identity {
+    (entry.address.0, entry.address.1, entry.offset, file_id(entry), path_of(&entry.pathname))
 }

@@ -3,5 +3,51 @@
 mod mapping;
 mod process;
 
-pub use mapping::{Backing, Mapping, Mappings};
+use std::io;
+
+pub use mapping::{Backing, Change, Mapping, MappingReader, Mappings};
 pub use process::{Process, ProcessInfo};
+
+/// Why a process cannot be traced.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// There is none with this id.
+    #[error("no process with id {pid}; `ps -e` lists those that run")]
+    NoSuchProcess {
+        /// The id asked for.
+        pid: u32,
+    },
+    /// It ended before tracing began.
+    #[error("process {pid} has ended")]
+    Ended {
+        /// The id asked for.
+        pid: u32,
+    },
+    /// The id is that of a thread.
+    #[error("{pid} is a thread of process {process}; use --pid {process}")]
+    IsThread {
+        /// The id asked for.
+        pid: u32,
+        /// The process it belongs to.
+        process: u32,
+    },
+    /// A kernel thread has no memory of its own.
+    #[error("{pid} ({name}) is a kernel thread: it has no user memory to trace")]
+    KernelThread {
+        /// The id asked for.
+        pid: u32,
+        /// Its name.
+        name: String,
+    },
+    /// memtrace was pointed at itself.
+    #[error("memtrace cannot trace itself")]
+    Own,
+    /// The kernel refused.
+    #[error("cannot read /proc/{pid}: {source}")]
+    Unreadable {
+        /// The id asked for.
+        pid: u32,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,249 @@
+//! Loading and attaching.
+
+use std::{
+    fs::File,
+    num::NonZeroU32,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapData, ProgramArray, RingBuf},
+    programs::{RawTracePoint, UProbe, uprobe::UProbeScope},
+};
+use memtrace_ebpf::{
+    layout::{Block, BlockKey, Control, Notice, Stack, tail},
+    unwind::Page,
+};
+
+use super::{KernelError, array::MappedArray, books::Books, tables::{TableRoom, Tables}};
+use crate::probe::{AllocFunction, Site};
+
+/// The programs, as `build.rs` compiled them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-programs"));
+
+/// The kernel's own bytes for each element of a hash map, beside key and value
+/// (`kernel/bpf/hashtab.c`, `struct htab_elem`: 48, and 16 for the bucket).
+const HASH_OVERHEAD: u64 = 64;
+
+/// How large the kernel's tables are.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Live blocks.
+    pub blocks: u32,
+    /// Threads that have called the allocator.
+    pub threads: u32,
+    /// Distinct stacks.
+    pub stacks: u32,
+    /// Frames of all distinct stacks.
+    pub frames: u32,
+    /// Room for unwind tables.
+    pub tables: TableRoom,
+}
+
+impl Limits {
+    /// The kernel memory that the block table takes (bytes).
+    pub fn block_bytes(&self) -> u64 {
+        let entry = (size_of::<BlockKey>() + size_of::<Block>()) as u64 + HASH_OVERHEAD;
+        u64::from(self.blocks) * entry
+    }
+
+    /// The kernel memory that the other tables take (bytes).
+    pub fn other_bytes(&self) -> u64 {
+        let stacks = u64::from(self.stacks) * (size_of::<Stack>() as u64 + HASH_OVERHEAD + 16);
+        let threads = u64::from(self.threads) * (320 + HASH_OVERHEAD);
+        let tables = u64::from(self.tables.rows) * 8 + u64::from(self.tables.pages) * size_of::<Page>() as u64;
+        stacks + threads + tables + u64::from(self.frames) * 8
+    }
+}
+
+/// The loaded programs. Dropping it detaches and unloads everything; so does the end of memtrace, however it comes.
+pub struct Programs {
+    ebpf: Ebpf,
+    control: MappedArray<Control>,
+    books: Books,
+    tables: Tables,
+    notices: RingBuf<MapData>,
+    _tails: ProgramArray<MapData>,
+}
+
+impl Programs {
+    /// Loads the programs for one process; nothing is attached or recorded yet.
+    ///
+    /// # Errors
+    /// When the kernel refuses: see [`KernelError::is_privilege`].
+    pub fn load(limits: &Limits, process: u32) -> Result<Self, KernelError> {
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries("LIVE", limits.blocks)
+            .map_max_entries("THREADS", limits.threads)
+            .map_max_entries("STACK_IDS", limits.stacks)
+            .map_max_entries("STACKS", limits.stacks)
+            .map_max_entries("FRAMES", limits.frames)
+            .map_max_entries("ROWS", limits.tables.rows)
+            .map_max_entries("PAGES", limits.tables.pages)
+            .map_max_entries("MAPPINGS", limits.tables.prefixes)
+            .load(OBJECT)?;
+        let tails = fill_tails(&mut ebpf)?;
+        let control = MappedArray::<Control>::take(&mut ebpf, "CONTROL")?;
+        // The first stack is the one for blocks whose stack has no room.
+        control.set(0, Control { next_stack: 1, process, ..Control::default() });
+        Ok(Self {
+            books: Books::take(&mut ebpf)?,
+            tables: Tables::take(&mut ebpf, process)?,
+            notices: take_notices(&mut ebpf)?,
+            control,
+            ebpf,
+            _tails: tails,
+        })
+    }
+
+    /// What was counted.
+    pub fn books(&self) -> &Books {
+        &self.books
+    }
+
+    /// The unwind tables.
+    pub fn tables(&mut self) -> &mut Tables {
+        &mut self.tables
+    }
+
+    /// The loaded object, for the log of the programs.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Attaches the programs that watch the life of the process.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_process_events(&mut self) -> Result<(), KernelError> {
+        for (name, event) in
+            [("process_executed", "sched_process_exec"), ("thread_ended", "sched_process_exit")]
+        {
+            let refused =
+                |source| KernelError::Program { name, place: format!(" at the tracepoint {event}"), source };
+            let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+            let program: &mut RawTracePoint = program.try_into().map_err(refused)?;
+            program.load().map_err(refused)?;
+            program.attach(event).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the programs of one allocation function; with `floor`, programs that do nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_site(&mut self, site: &Site, file: &File, pid: NonZeroU32, floor: bool) -> Result<(), KernelError> {
+        let entry = if floor { "floor" } else { entry_program(site.function) };
+        self.attach(entry, site.entry.file_offset, file, pid)?;
+        match &site.returns {
+            Some(point) => {
+                let leave = if floor { "floor_return" } else { "leave" };
+                self.attach(leave, point.file_offset, file, pid)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Attaches the program that notices when the dynamic linker changed the mappings.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_linker(&mut self, file_offset: u64, file: &File, pid: NonZeroU32) -> Result<(), KernelError> {
+        self.attach("linker_changed", file_offset, file, pid)
+    }
+
+    /// Starts or stops recording, for all probes at once.
+    pub fn record(&self, on: bool) {
+        let control = self.control.pointer(0);
+        // SAFETY: the pointer is to a word of the mapped control block, which programs only ever set to 0.
+        let enabled = unsafe { AtomicU32::from_ptr(&raw mut (*control).enabled) };
+        enabled.store(u32::from(on), Ordering::SeqCst);
+    }
+
+    /// Makes the programs distrust earlier walks, and accept their next wish to read the mappings again.
+    pub fn mappings_refreshed(&self) {
+        let control = self.control.pointer(0);
+        // SAFETY: the pointers are to words of the mapped control block.
+        let (generation, asked) = unsafe {
+            (
+                AtomicU32::from_ptr(&raw mut (*control).generation),
+                AtomicU32::from_ptr(&raw mut (*control).refresh_asked),
+            )
+        };
+        generation.fetch_add(1, Ordering::SeqCst);
+        asked.store(0, Ordering::SeqCst);
+    }
+
+    /// How many stacks there are (the one without frames included).
+    pub fn stack_count(&self) -> usize {
+        let next = self.control.get(0).map_or(0, |control| control.next_stack);
+        usize::try_from(next).unwrap_or(usize::MAX).min(self.books.stack_room())
+    }
+
+    /// The descriptor that becomes readable when there are notices.
+    pub fn notices_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor belongs to `self.notices` and lives as long as the borrow of `self`.
+        unsafe { BorrowedFd::borrow_raw(self.notices.as_raw_fd()) }
+    }
+
+    /// The notices that came since the last call.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        while let Some(item) = self.notices.next() {
+            let Some(bytes) = item.first_chunk::<4>() else { continue };
+            match u32::from_ne_bytes(*bytes) {
+                value if value == Notice::MappingsChanged as u32 => notices.push(Notice::MappingsChanged),
+                value if value == Notice::Executed as u32 => notices.push(Notice::Executed),
+                _ => {}
+            }
+        }
+        notices
+    }
+
+    fn attach(&mut self, name: &'static str, file_offset: u64, file: &File, pid: NonZeroU32) -> Result<(), KernelError> {
+        let refused =
+            |source| KernelError::Program { name, place: format!(" at file offset {file_offset:#x}"), source };
+        let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+        let program: &mut UProbe = program.try_into().map_err(refused)?;
+        if program.fd().is_err() {
+            program.load().map_err(refused)?;
+        }
+        let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+        program.attach(file_offset, path, UProbeScope::OneProcess(pid)).map_err(refused)?;
+        Ok(())
+    }
+}
+
+fn entry_program(function: AllocFunction) -> &'static str {
+    match function {
+        AllocFunction::Malloc | AllocFunction::Valloc | AllocFunction::Pvalloc => "enter_malloc",
+        AllocFunction::Calloc => "enter_calloc",
+        AllocFunction::Realloc => "enter_realloc",
+        AllocFunction::ReallocArray => "enter_reallocarray",
+        AllocFunction::Free => "enter_free",
+        AllocFunction::PosixMemalign => "enter_posix_memalign",
+        AllocFunction::AlignedAlloc | AllocFunction::Memalign => "enter_memalign",
+    }
+}
+
+fn fill_tails(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, KernelError> {
+    let name = "walk";
+    let refused = |source| KernelError::Program { name, place: String::new(), source };
+    let program: &mut UProbe =
+        ebpf.program_mut(name).ok_or(KernelError::Missing(name))?.try_into().map_err(refused)?;
+    program.load().map_err(refused)?;
+    let fd = program.fd().map_err(refused)?.try_clone().map_err(|source| KernelError::Memory { name, source })?;
+    let unusable = |source| KernelError::Map { name: "TAILS", source };
+    let map = ebpf.take_map("TAILS").ok_or(KernelError::Missing("TAILS"))?;
+    let mut tails = ProgramArray::try_from(map).map_err(unusable)?;
+    tails.set(tail::WALK, &fd, 0).map_err(unusable)?;
+    Ok(tails)
+}
+
+fn take_notices(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, KernelError> {
+    let map = ebpf.take_map("NOTICES").ok_or(KernelError::Missing("NOTICES"))?;
+    RingBuf::try_from(map).map_err(|source| KernelError::Map { name: "NOTICES", source })
+}

@@ -1,0 +1,68 @@
+//! One run of memtrace: attach, wait, write what was found.
+
+mod history;
+mod images;
+mod privilege;
+mod run;
+mod snapshot;
+mod tracer;
+
+use std::io;
+
+pub use run::run;
+pub use tracer::{Settings, Tracer};
+
+use crate::{kernel::KernelError, target::TargetError};
+
+/// Why a run failed. Each kind has its exit code, see [`Error::exit_code`].
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line asks for something impossible.
+    #[error("{0}")]
+    Usage(String),
+    /// A privilege or a kernel feature is missing.
+    #[error("{0}")]
+    Privilege(String),
+    /// The target cannot be traced.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Kernel(KernelError),
+    /// A profile or the report could not be written.
+    #[error("{0}")]
+    Output(String),
+    /// An operating system call failed.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// 1: run-time failure, 2: usage, 3: no privilege or kernel feature, 4: no such target.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Output(_) | Self::System { .. } => 1,
+            Self::Usage(_) => 2,
+            Self::Privilege(_) => 3,
+            Self::Kernel(error) if error.is_privilege() => 3,
+            Self::Kernel(_) => 1,
+            Self::Target(TargetError::Unreadable { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                3
+            }
+            Self::Target(_) => 4,
+        }
+    }
+}
+
+impl From<KernelError> for Error {
+    fn from(error: KernelError) -> Self {
+        Self::Kernel(error)
+    }
+}

@@ -1,0 +1,73 @@
+//! What memtrace may do, checked before anything is tried.
+
+use std::io;
+
+use super::Error;
+
+/// Capabilities by number (`include/uapi/linux/capability.h`).
+const SYS_PTRACE: (u8, &str) = (19, "CAP_SYS_PTRACE");
+const SYS_ADMIN: (u8, &str) = (21, "CAP_SYS_ADMIN");
+const PERFMON: (u8, &str) = (38, "CAP_PERFMON");
+const BPF: (u8, &str) = (39, "CAP_BPF");
+const CHECKPOINT_RESTORE: (u8, &str) = (40, "CAP_CHECKPOINT_RESTORE");
+
+/// The initial PID namespace (`include/linux/proc_ns.h`, `PROC_PID_INIT_INO`).
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// Checks privileges and the PID namespace, and lifts the limit on locked memory that old kernels charge maps to.
+///
+/// # Errors
+/// [`Error::Privilege`], which names what is missing.
+pub fn check() -> Result<(), Error> {
+    let status = procfs::process::Process::myself()
+        .and_then(|process| process.status())
+        .map_err(|error| Error::Privilege(format!("cannot read /proc/self/status: {error}; is /proc mounted?")))?;
+    let missing = missing(status.capeff);
+    if !missing.is_empty() {
+        let names = missing.join(", ");
+        return Err(Error::Privilege(format!("no privilege: {names} missing; run it as root: sudo memtrace …")));
+    }
+    check_namespace()?;
+    lift_memory_limit();
+    Ok(())
+}
+
+/// `CAP_SYS_ADMIN` includes what the finer ones allow, except for reading another process's memory.
+fn missing(effective: u64) -> Vec<&'static str> {
+    let has = |(bit, _): (u8, &str)| effective & (1 << bit) != 0;
+    let finer = if has(SYS_ADMIN) { &[][..] } else { &[BPF, PERFMON, CHECKPOINT_RESTORE][..] };
+    finer.iter().chain(&[SYS_PTRACE]).copied().filter(|&capability| !has(capability)).map(|(_, name)| name).collect()
+}
+
+/// The programs see process ids of the initial namespace.
+fn check_namespace() -> Result<(), Error> {
+    match std::fs::read_link("/proc/self/ns/pid") {
+        Ok(link) if link.as_os_str() == INITIAL_PID_NAMESPACE => Ok(()),
+        Ok(_) => Err(Error::Privilege(
+            "memtrace runs in a PID namespace of its own; run it on the host, or in a container with hostPID".into(),
+        )),
+        Err(error) => Err(Error::Privilege(format!("cannot read /proc/self/ns/pid: {error}"))),
+    }
+}
+
+fn lift_memory_limit() {
+    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the pointer is to a local value.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &unlimited) } != 0 {
+        // From Linux 5.11 on maps are charged to the memory cgroup instead, so this matters to older kernels only.
+        log::debug!("RLIMIT_MEMLOCK stays as it is: {}", io::Error::last_os_error());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::missing;
+
+    #[test]
+    fn names_what_is_missing() {
+        assert_eq!(missing(u64::MAX), Vec::<&str>::new());
+        assert_eq!(missing(1 << 21 | 1 << 19), Vec::<&str>::new());
+        assert_eq!(missing(1 << 39 | 1 << 38 | 1 << 19), ["CAP_CHECKPOINT_RESTORE"]);
+        assert_eq!(missing(0), ["CAP_BPF", "CAP_PERFMON", "CAP_CHECKPOINT_RESTORE", "CAP_SYS_PTRACE"]);
+    }
+}

@@ -1,0 +1,114 @@
+//! From the kernel's books to a snapshot.
+
+use std::time::Duration;
+
+use memtrace_ebpf::layout::{Counter, EndReason, OVERFLOW_STACK, Stack, TICK_SHIFT};
+
+use super::history::Reading;
+use crate::{
+    kernel::{Books, RawStack},
+    snapshot::{Losses, Site},
+};
+
+/// The sums that the status line shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// Bytes that live now.
+    pub live_bytes: u64,
+    /// Blocks that live now.
+    pub live_objects: u64,
+    /// Events that could not be recorded.
+    pub not_recorded: u64,
+}
+
+/// The live bytes of every stack, by index.
+pub fn live_bytes(books: &Books, count: usize) -> Vec<u64> {
+    (0..count).map_while(|id| books.stack(id)).map(|stack| live(&stack).1).collect()
+}
+
+/// The sums over all stacks.
+pub fn totals(books: &Books, count: usize) -> Totals {
+    let mut totals = Totals {
+        not_recorded: books.counter(Counter::BlocksFull) + books.counter(Counter::ThreadsFull),
+        ..Totals::default()
+    };
+    for stack in (0..count).map_while(|id| books.stack(id)) {
+        let (objects, bytes) = live(&stack);
+        totals.live_objects += objects;
+        totals.live_bytes += bytes;
+    }
+    totals
+}
+
+/// Sites, losses, and failed calls.
+pub fn read(books: &Books, count: usize, earlier: Option<&Reading>) -> (Vec<Site>, Losses, u64) {
+    let stacks = books.used_stacks(count);
+    let losses = losses(books, &stacks);
+    let now = now_ticks();
+    let sites = stacks.into_iter().map(|stack| site(stack, now, earlier)).collect();
+    (sites, losses, books.counter(Counter::FailedCalls))
+}
+
+fn site(stack: RawStack, now: u64, earlier: Option<&Reading>) -> Site {
+    let (live_objects, live_bytes) = live(&stack.books);
+    // The sum wraps, and so does the product: their difference is the sum of the ages all the same.
+    let ages = live_objects.wrapping_mul(now).wrapping_sub(stack.books.born_sum) as i64;
+    let mean_ticks = ages.max(0) as u64 / live_objects.max(1);
+    let before = earlier.map_or(0, |reading| reading.live_bytes.get(stack.id as usize).copied().unwrap_or(0));
+    Site {
+        frames: stack.frames,
+        end: stack.end,
+        alloc_objects: stack.books.alloc_objects,
+        alloc_bytes: stack.books.alloc_bytes,
+        live_objects,
+        live_bytes,
+        mean_age: Duration::from_nanos(mean_ticks << TICK_SHIFT),
+        recent_change: live_bytes as i64 - before as i64,
+    }
+}
+
+/// Live objects and bytes. The programs change one number after the other, so a reading in between can be ahead.
+fn live(stack: &Stack) -> (u64, u64) {
+    (
+        stack.alloc_objects.saturating_sub(stack.freed_objects),
+        stack.alloc_bytes.saturating_sub(stack.freed_bytes),
+    )
+}
+
+fn losses(books: &Books, stacks: &[RawStack]) -> Losses {
+    let without_stack = stacks.iter().find(|stack| stack.id == OVERFLOW_STACK);
+    Losses {
+        blocks_full: books.counter(Counter::BlocksFull),
+        blocks_full_bytes: books.counter(Counter::BlocksFullBytes),
+        threads_full: books.counter(Counter::ThreadsFull),
+        without_stack: without_stack.map_or(0, |stack| stack.books.alloc_objects),
+        unmatched_frees: books.counter(Counter::UnmatchedFrees),
+        missed_frees: books.counter(Counter::MissedFrees),
+        abandoned_calls: books.counter(Counter::AbandonedCalls),
+        unmatched_returns: books.counter(Counter::UnmatchedReturns),
+        nested_too_deep: books.counter(Counter::NestedTooDeep),
+        unreadable_results: books.counter(Counter::UnreadableResults),
+        truncated: truncated(stacks),
+    }
+}
+
+fn truncated(stacks: &[RawStack]) -> Vec<(EndReason, u64)> {
+    let incomplete = |reason: &EndReason| !matches!(reason, EndReason::Complete | EndReason::Running);
+    EndReason::ALL
+        .into_iter()
+        .filter(incomplete)
+        .map(|reason| {
+            let blocks = stacks.iter().filter(|stack| stack.end == reason).map(|s| s.books.alloc_objects).sum();
+            (reason, blocks)
+        })
+        .filter(|&(_, blocks)| blocks > 0)
+        .collect()
+}
+
+/// The clock that blocks are stamped with.
+fn now_ticks() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    // Blocks keep the lower 32 bits.
+    let nanoseconds = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+    u64::from((nanoseconds >> TICK_SHIFT) as u32)
+}

@@ -1,0 +1,250 @@
+//! Everything that is attached to one process, from the first reading of its mappings to the last snapshot.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    num::NonZeroU32,
+    os::fd::BorrowedFd,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use memtrace_ebpf::layout::Notice;
+
+use super::{Error, history::History, images::Images, snapshot};
+use crate::{
+    kernel::{FileTable, Limits, Programs, TableRoom},
+    probe::{AllocFunction, Site},
+    snapshot::{Coverage, Snapshot},
+    target::{Change, Mapping, MappingReader, Process},
+};
+
+/// Threads that can call the allocator in one run before calls are not recorded.
+const THREADS: u32 = 16 << 10;
+/// Distinct stacks of one run.
+const STACKS: u32 = 64 << 10;
+/// Frames of all distinct stacks.
+const FRAMES: u32 = 1 << 20;
+/// Rows kept free for libraries that are loaded later.
+const SPARE_ROWS: u32 = 512 << 10;
+/// Pages kept free for them.
+const SPARE_PAGES: u32 = 32 << 10;
+/// Address ranges that all mappings together can take.
+const PREFIXES: u32 = 64 << 10;
+
+/// How to trace.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Live blocks that can be recorded at once.
+    pub max_live: u32,
+    /// Attach programs that do nothing, to measure the cost of the probes alone.
+    pub floor: bool,
+}
+
+/// A process with memtrace's probes in it. Dropping it removes them.
+pub struct Tracer {
+    process: Process,
+    reader: MappingReader,
+    programs: Programs,
+    tables: HashMap<(u64, u64), FileTable>,
+    coverage: Coverage,
+    history: History,
+    started: SystemTime,
+    clock: Instant,
+}
+
+impl Tracer {
+    /// Plans, loads and attaches; recording has begun when it returns.
+    ///
+    /// # Errors
+    /// When the process is gone, or the kernel refuses.
+    pub fn attach(process: Process, settings: &Settings) -> Result<Self, Error> {
+        let mut reader = MappingReader::default();
+        let change = reader.refresh(&process)?;
+        let mut images = Images::read(&process, &change.added);
+        let limits = limits(settings, images.room());
+        log::info!(
+            "kernel memory: {} MiB for {} live blocks (--max-live), {} MiB for everything else",
+            limits.block_bytes() >> 20,
+            limits.blocks,
+            limits.other_bytes() >> 20
+        );
+        let programs = Programs::load(&limits, process.pid())?;
+        let mut tracer = Self {
+            process,
+            reader,
+            programs,
+            tables: HashMap::new(),
+            coverage: images.take_coverage(),
+            history: History::default(),
+            started: SystemTime::now(),
+            clock: Instant::now(),
+        };
+        tracer.add_mappings(&change, &images);
+        tracer.programs.attach_process_events()?;
+        tracer.attach_probes(&images, settings.floor)?;
+        tracer.programs.record(!settings.floor);
+        tracer.started = SystemTime::now();
+        tracer.clock = Instant::now();
+        Ok(tracer)
+    }
+
+    /// The process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// What is covered and what is not.
+    pub fn coverage(&self) -> &Coverage {
+        &self.coverage
+    }
+
+    /// The loaded programs, for their log.
+    pub fn programs(&mut self) -> &mut Programs {
+        &mut self.programs
+    }
+
+    /// The descriptor that becomes readable when there are notices.
+    pub fn notices_fd(&self) -> BorrowedFd<'_> {
+        self.programs.notices_fd()
+    }
+
+    /// For how long it has been recording.
+    pub fn elapsed(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
+    /// Acts on what the programs told; `true` if the process executed another program.
+    pub fn handle_notices(&mut self) -> bool {
+        let notices = self.programs.take_notices();
+        if notices.contains(&Notice::MappingsChanged) {
+            self.refresh();
+        }
+        notices.contains(&Notice::Executed)
+    }
+
+    /// Stops recording, so that the next snapshot is the last word.
+    pub fn stop(&mut self) {
+        self.programs.record(false);
+    }
+
+    /// Says in the profile that something is not covered.
+    pub fn add_note(&mut self, note: String) {
+        self.coverage.not_covered.push(note);
+    }
+
+    /// Keeps a reading for later comparison, if one is due.
+    pub fn observe(&mut self) {
+        let elapsed = self.elapsed();
+        if self.history.is_due(elapsed) {
+            let count = self.programs.stack_count();
+            self.history.keep(elapsed, snapshot::live_bytes(self.programs.books(), count));
+        }
+    }
+
+    /// When [`Tracer::observe`] is due next, counted from the start.
+    pub fn next_observation(&self) -> Duration {
+        self.history.next_due()
+    }
+
+    /// Live bytes, live objects, and events that were not recorded.
+    pub fn totals(&self) -> snapshot::Totals {
+        snapshot::totals(self.programs.books(), self.programs.stack_count())
+    }
+
+    /// Reads the books.
+    pub fn snapshot(&self) -> Snapshot {
+        let elapsed = self.elapsed();
+        let earlier = self.history.half_way(elapsed);
+        let (sites, losses, failed_calls) =
+            snapshot::read(self.programs.books(), self.programs.stack_count(), earlier);
+        Snapshot {
+            process: self.process.info().clone(),
+            started: self.started,
+            duration: elapsed,
+            recent: earlier.map_or(Duration::ZERO, |reading| elapsed.saturating_sub(reading.at)),
+            sites,
+            losses,
+            coverage: self.coverage.clone(),
+            failed_calls,
+            mappings: self.reader.mappings(),
+        }
+    }
+
+    fn refresh(&mut self) {
+        match self.reader.refresh(&self.process) {
+            Ok(change) => {
+                let images = Images::read(&self.process, &change.added);
+                self.add_mappings(&change, &images);
+                for note in images.late_allocators() {
+                    self.add_note(note);
+                }
+            }
+            Err(error) => log::debug!("the mappings were not read again: {error}"),
+        }
+        self.programs.mappings_refreshed();
+    }
+
+    fn add_mappings(&mut self, change: &Change, images: &Images) {
+        for mapping in &change.removed {
+            self.programs.tables().remove_mapping(mapping);
+        }
+        for mapping in &change.added {
+            let file = self.table_of(mapping, images);
+            if let Err(error) = self.programs.tables().add_mapping(mapping, file) {
+                self.add_note(format!("stacks stop in {}: {error}", mapping.file_name()));
+            }
+        }
+        if change.unnamed > 0 {
+            self.add_note(format!("stacks stop in {} mappings: too many came and went", change.unnamed));
+        }
+    }
+
+    fn table_of(&mut self, mapping: &Mapping, images: &Images) -> FileTable {
+        if let Some(&table) = self.tables.get(&mapping.file_id) {
+            if mapping.file_id.1 != 0 {
+                return table;
+            }
+        }
+        let table = match images.table(mapping) {
+            Ok(Some(table)) => match self.programs.tables().add_file(table) {
+                Some(placed) => placed,
+                None => {
+                    self.add_note(format!("stacks stop in {}: no room for its unwind table", mapping.file_name()));
+                    FileTable::NONE
+                }
+            },
+            Ok(None) => FileTable::FRAME_POINTERS,
+            Err(reason) => {
+                self.coverage.not_covered.push(format!("stacks stop in {}: {reason}", mapping.file_name()));
+                FileTable::NONE
+            }
+        };
+        self.tables.insert(mapping.file_id, table);
+        table
+    }
+
+    /// Frees first: a free that is seen before its allocation is harmless, one that is missed is a false leak.
+    fn attach_probes(&mut self, images: &Images, floor: bool) -> Result<(), Error> {
+        let pid = NonZeroU32::new(self.process.pid()).ok_or(Error::Usage("a process id is never 0".into()))?;
+        let mut sites: Vec<(&Site, &Arc<File>)> = images.sites().collect();
+        sites.sort_by_key(|(site, _)| site.function != AllocFunction::Free);
+        for (site, file) in sites {
+            self.programs.attach_site(site, file, pid, floor)?;
+            log::info!("{}: {}", site.symbol, site.why);
+        }
+        if let Some((offset, file)) = images.linker() {
+            self.programs.attach_linker(offset, file, pid)?;
+        }
+        Ok(())
+    }
+}
+
+fn limits(settings: &Settings, room: TableRoom) -> Limits {
+    let tables = TableRoom {
+        rows: room.rows.saturating_add(SPARE_ROWS),
+        pages: room.pages.saturating_add(SPARE_PAGES),
+        prefixes: PREFIXES,
+    };
+    Limits { blocks: settings.max_live, threads: THREADS, stacks: STACKS, frames: FRAMES, tables }
+}
