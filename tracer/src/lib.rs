@@ -9,4 +9,6 @@ pub mod profile;
 pub mod snapshot;
 pub mod symbol;
 pub mod target;
+pub mod text;
+pub mod time;
 pub mod unwind;
