@@ -123,7 +123,15 @@ impl Walk {
             pc: 0,
             sp: 0,
             fp: 0,
-            mapping: Mapping { begin: 0, end: 0, bias: 0, page_base: 0, page_count: 0, id: 0, _pad: [0; 3] },
+            mapping: Mapping {
+                begin: 0,
+                end: 0,
+                bias: 0,
+                page_base: 0,
+                page_count: 0,
+                id: 0,
+                _pad: [0; 3],
+            },
             hash: 0,
             stack: 0,
             frames_len: 0,
@@ -272,7 +280,9 @@ impl Walk {
         let words = row.cfa_offset as u64 * 8;
         let cfa = if kind == CfaKind::Sp as u8 {
             self.sp.wrapping_add(words)
-        } else if kind == CfaKind::Fp as u8 || kind == CfaKind::DerefFp as u8 || kind == CfaKind::FramePointer as u8
+        } else if kind == CfaKind::Fp as u8
+            || kind == CfaKind::DerefFp as u8
+            || kind == CfaKind::FramePointer as u8
         {
             let reason = self.load_fp(memory);
             if reason as u8 != EndReason::Running as u8 {
@@ -318,10 +328,16 @@ impl Walk {
         if cfa <= self.sp {
             return EndReason::DidNotAdvance;
         }
-        let fp_kind =
-            if row.cfa_kind == CfaKind::FramePointer as u8 { FpKind::AtCfa as u8 } else { row.fp_kind };
-        let fp_words =
-            if row.cfa_kind == CfaKind::FramePointer as u8 { -2 } else { row.fp_offset as i64 };
+        let fp_kind = if row.cfa_kind == CfaKind::FramePointer as u8 {
+            FpKind::AtCfa as u8
+        } else {
+            row.fp_kind
+        };
+        let fp_words = if row.cfa_kind == CfaKind::FramePointer as u8 {
+            -2
+        } else {
+            row.fp_offset as i64
+        };
         if fp_kind == FpKind::AtCfa as u8 {
             self.fp = cfa.wrapping_add((fp_words * 8) as u64);
             self.fp_state = FpState::InSlot as u8;
@@ -341,7 +357,11 @@ impl Walk {
         self.sp = cfa;
         self.pc = return_address;
         self.is_return = 1;
-        if return_address == 0 { EndReason::Complete } else { EndReason::Running }
+        if return_address == 0 {
+            EndReason::Complete
+        } else {
+            EndReason::Running
+        }
     }
 
     /// Moves to the frame that a signal interrupted.

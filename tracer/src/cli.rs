@@ -93,8 +93,22 @@ mod tests {
         assert_eq!(seconds("1m30s"), Ok(90_000));
         assert_eq!(seconds("500ms"), Ok(500));
         assert_eq!(seconds("2h"), Ok(7_200_000));
-        for wrong in ["", "s", "0", "0s", "5x", "1m30", "-3s", "99999999999999999999s", "99999999999999999h"] {
-            assert!(parse_duration(wrong).is_err(), "{wrong}: {:?}", parse_duration(wrong));
+        for wrong in [
+            "",
+            "s",
+            "0",
+            "0s",
+            "5x",
+            "1m30",
+            "-3s",
+            "99999999999999999999s",
+            "99999999999999999h",
+        ] {
+            assert!(
+                parse_duration(wrong).is_err(),
+                "{wrong}: {:?}",
+                parse_duration(wrong)
+            );
         }
         assert_eq!(parse_duration("1s").ok(), Some(Duration::from_secs(1)));
     }

@@ -11,4 +11,6 @@ pub mod session;
 pub mod snapshot;
 pub mod symbol;
 pub mod target;
+pub mod text;
+pub mod time;
 pub mod unwind;

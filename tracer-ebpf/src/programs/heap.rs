@@ -5,7 +5,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::{bpf_probe_read_user, bpf_ktime_get_ns},
+    helpers::{bpf_ktime_get_ns, bpf_probe_read_user},
     macros::{uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
@@ -94,7 +94,11 @@ fn enter_free(ctx: ProbeContext) -> u32 {
     if address == 0 || recording(&ctx, space).is_none() {
         return 0;
     }
-    let key = BlockKey { address, space, _pad: 0 };
+    let key = BlockKey {
+        address,
+        space,
+        _pad: 0,
+    };
     if let Some(block) = take(&key) {
         book_free(&block);
     } else if !inside_allocator(tid) {
@@ -183,7 +187,11 @@ fn enter(ctx: &ProbeContext, kind: Kind, size: u64, pointer: u64) -> u32 {
     call.kind = kind as u32;
     call.old.stack = NO_BLOCK;
     if depth == 0 && kind as u32 == Kind::Realloc as u32 && pointer != 0 {
-        let key = BlockKey { address: pointer, space, _pad: 0 };
+        let key = BlockKey {
+            address: pointer,
+            space,
+            _pad: 0,
+        };
         match take(&key) {
             Some(old) => call.old = old,
             None => count(Counter::UnmatchedFrees, 1),
@@ -203,7 +211,9 @@ fn thread_state(tid: u32) -> Option<&'static mut Thread> {
     let empty = maps::EMPTY_THREAD.get(0)?;
     maps::THREADS.insert(&tid, empty, BPF_NOEXIST as u64).ok()?;
     // SAFETY: as above.
-    maps::THREADS.get_ptr_mut(&tid).map(|thread| unsafe { &mut *thread })
+    maps::THREADS
+        .get_ptr_mut(&tid)
+        .map(|thread| unsafe { &mut *thread })
 }
 
 /// Forgets calls that cannot return any more, because a longjmp or an exception left them.
@@ -272,7 +282,11 @@ fn settle_old(space: u32, call: &Call, address: u64) {
     if address != 0 || call.size == 0 {
         return book_free(&call.old);
     }
-    let key = BlockKey { address: call.pointer, space, _pad: 0 };
+    let key = BlockKey {
+        address: call.pointer,
+        space,
+        _pad: 0,
+    };
     if maps::LIVE.insert(&key, &call.old, BPF_ANY as u64).is_err() {
         // The room it had was taken meanwhile. It lives on unrecorded, so the books must not hold it either.
         book_free(&call.old);
@@ -307,7 +321,11 @@ fn take(key: &BlockKey) -> Option<Block> {
 pub fn book(space: u32, address: u64, size: u64, stack: u32) {
     // SAFETY: the helper has no preconditions.
     let born = (unsafe { bpf_ktime_get_ns() } >> TICK_SHIFT) as u32;
-    let key = BlockKey { address, space, _pad: 0 };
+    let key = BlockKey {
+        address,
+        space,
+        _pad: 0,
+    };
     let block = Block { size, stack, born };
     if let Err(error) = maps::LIVE.insert(&key, &block, BPF_NOEXIST as u64) {
         if error != EXISTS {

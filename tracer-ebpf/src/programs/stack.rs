@@ -2,10 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::{
-        bpf_probe_read_user,
-        generated::bpf_probe_read_user as probe_read_user,
-    },
+    helpers::{bpf_probe_read_user, generated::bpf_probe_read_user as probe_read_user},
     macros::uprobe,
     programs::{ProbeContext, RetProbeContext},
 };
@@ -41,7 +38,11 @@ impl Memory for CurrentThread<'_> {
 
     #[inline(always)]
     fn replaced_return_address(&self, slot: u64) -> Option<u64> {
-        self.thread.calls.iter().find(|call| call.sp == slot).map(|call| call.return_address)
+        self.thread
+            .calls
+            .iter()
+            .find(|call| call.sp == slot)
+            .map(|call| call.return_address)
     }
 }
 
@@ -58,7 +59,9 @@ impl Tables for ProcessTables {
             high: ((address >> 32) as u32).to_be(),
             low: (address as u32).to_be(),
         };
-        maps::MAPPINGS.get(aya_ebpf::maps::lpm_trie::Key::new(96, key)).copied()
+        maps::MAPPINGS
+            .get(aya_ebpf::maps::lpm_trie::Key::new(96, key))
+            .copied()
     }
 
     #[inline(always)]
@@ -173,7 +176,11 @@ fn same_slots(walk: &Walk, index: u32) -> bool {
         return false;
     };
     const COPY_BYTES: u32 = (COPY_WORDS * 8) as u32;
-    let wanted = if walk.span > COPY_BYTES { COPY_BYTES } else { walk.span };
+    let wanted = if walk.span > COPY_BYTES {
+        COPY_BYTES
+    } else {
+        walk.span
+    };
     // SAFETY: the helper writes at most `COPY_BYTES` to the element, which the lock of the walk protects.
     let copied = unsafe { probe_read_user(copy.cast(), wanted, walk.start_sp as *const _) };
     if copied != 0 {

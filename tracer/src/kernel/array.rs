@@ -1,8 +1,14 @@
 //! A BPF array that user space reads and writes in place.
 
-use std::{marker::PhantomData, os::fd::{AsFd as _, AsRawFd as _}};
+use std::{
+    marker::PhantomData,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
 
-use aya::{Ebpf, maps::{Map, MapData}};
+use aya::{
+    Ebpf,
+    maps::{Map, MapData},
+};
 use memmap2::{MmapOptions, MmapRaw};
 
 use super::KernelError;
@@ -28,12 +34,20 @@ impl<T: Copy> MappedArray<T> {
         let Some(Map::Array(map)) = ebpf.take_map(name) else {
             return Err(KernelError::Missing(name));
         };
-        let len = map.info().map_err(|source| KernelError::Map { name, source })?.max_entries() as usize;
+        let len = map
+            .info()
+            .map_err(|source| KernelError::Map { name, source })?
+            .max_entries() as usize;
         let memory = MmapOptions::new()
             .len(len * size_of::<T>())
             .map_raw(map.fd().as_fd().as_raw_fd())
             .map_err(|source| KernelError::Memory { name, source })?;
-        Ok(Self { memory, _map: map, len, element: PhantomData })
+        Ok(Self {
+            memory,
+            _map: map,
+            len,
+            element: PhantomData,
+        })
     }
 
     /// How many elements there are.

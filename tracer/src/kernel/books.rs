@@ -61,11 +61,23 @@ impl Books {
             return None;
         }
         if id as u32 == OVERFLOW_STACK {
-            return Some(RawStack { id: OVERFLOW_STACK, books, frames: Vec::new(), end: EndReason::Running });
+            return Some(RawStack {
+                id: OVERFLOW_STACK,
+                books,
+                frames: Vec::new(),
+                end: EndReason::Running,
+            });
         }
         let start = books.frames_start as usize;
-        let frames = (start..start + usize::from(books.frames_len)).map_while(|i| self.frames.get(i)).collect();
+        let frames = (start..start + usize::from(books.frames_len))
+            .map_while(|i| self.frames.get(i))
+            .collect();
         let end = EndReason::from_u8(books.end).unwrap_or(EndReason::OutOfSteps);
-        Some(RawStack { id: id as u32, books, frames, end })
+        Some(RawStack {
+            id: id as u32,
+            books,
+            frames,
+            end,
+        })
     }
 }

@@ -17,7 +17,12 @@ use memtrace_ebpf::{
     unwind::Page,
 };
 
-use super::{KernelError, array::MappedArray, books::Books, tables::{TableRoom, Tables}};
+use super::{
+    KernelError,
+    array::MappedArray,
+    books::Books,
+    tables::{TableRoom, Tables},
+};
 use crate::probe::{AllocFunction, Site};
 
 /// The programs, as `build.rs` compiled them.
@@ -53,7 +58,8 @@ impl Limits {
     pub fn other_bytes(&self) -> u64 {
         let stacks = u64::from(self.stacks) * (size_of::<Stack>() as u64 + HASH_OVERHEAD + 16);
         let threads = u64::from(self.threads) * (320 + HASH_OVERHEAD);
-        let tables = u64::from(self.tables.rows) * 8 + u64::from(self.tables.pages) * size_of::<Page>() as u64;
+        let tables =
+            u64::from(self.tables.rows) * 8 + u64::from(self.tables.pages) * size_of::<Page>() as u64;
         stacks + threads + tables + u64::from(self.frames) * 8
     }
 }
@@ -87,7 +93,14 @@ impl Programs {
         let tails = fill_tails(&mut ebpf)?;
         let control = MappedArray::<Control>::take(&mut ebpf, "CONTROL")?;
         // The first stack is the one for blocks whose stack has no room.
-        control.set(0, Control { next_stack: 1, process, ..Control::default() });
+        control.set(
+            0,
+            Control {
+                next_stack: 1,
+                process,
+                ..Control::default()
+            },
+        );
         Ok(Self {
             books: Books::take(&mut ebpf)?,
             tables: Tables::take(&mut ebpf, process)?,
@@ -118,11 +131,15 @@ impl Programs {
     /// # Errors
     /// When the kernel refuses.
     pub fn attach_process_events(&mut self) -> Result<(), KernelError> {
-        for (name, event) in
-            [("process_executed", "sched_process_exec"), ("thread_ended", "sched_process_exit")]
-        {
-            let refused =
-                |source| KernelError::Program { name, place: format!(" at the tracepoint {event}"), source };
+        for (name, event) in [
+            ("process_executed", "sched_process_exec"),
+            ("thread_ended", "sched_process_exit"),
+        ] {
+            let refused = |source| KernelError::Program {
+                name,
+                place: format!(" at the tracepoint {event}"),
+                source,
+            };
             let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
             let program: &mut RawTracePoint = program.try_into().map_err(refused)?;
             program.load().map_err(refused)?;
@@ -135,8 +152,18 @@ impl Programs {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn attach_site(&mut self, site: &Site, file: &File, pid: NonZeroU32, floor: bool) -> Result<(), KernelError> {
-        let entry = if floor { "floor" } else { entry_program(site.function) };
+    pub fn attach_site(
+        &mut self,
+        site: &Site,
+        file: &File,
+        pid: NonZeroU32,
+        floor: bool,
+    ) -> Result<(), KernelError> {
+        let entry = if floor {
+            "floor"
+        } else {
+            entry_program(site.function)
+        };
         self.attach(entry, site.entry.file_offset, file, pid)?;
         match &site.returns {
             Some(point) => {
@@ -151,7 +178,12 @@ impl Programs {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn attach_linker(&mut self, file_offset: u64, file: &File, pid: NonZeroU32) -> Result<(), KernelError> {
+    pub fn attach_linker(
+        &mut self,
+        file_offset: u64,
+        file: &File,
+        pid: NonZeroU32,
+    ) -> Result<(), KernelError> {
         self.attach("linker_changed", file_offset, file, pid)
     }
 
@@ -180,7 +212,9 @@ impl Programs {
     /// How many stacks there are (the one without frames included).
     pub fn stack_count(&self) -> usize {
         let next = self.control.get(0).map_or(0, |control| control.next_stack);
-        usize::try_from(next).unwrap_or(usize::MAX).min(self.books.stack_room())
+        usize::try_from(next)
+            .unwrap_or(usize::MAX)
+            .min(self.books.stack_room())
     }
 
     /// The descriptor that becomes readable when there are notices.
@@ -193,7 +227,9 @@ impl Programs {
     pub fn take_notices(&mut self) -> Vec<Notice> {
         let mut notices = Vec::new();
         while let Some(item) = self.notices.next() {
-            let Some(bytes) = item.first_chunk::<4>() else { continue };
+            let Some(bytes) = item.first_chunk::<4>() else {
+                continue;
+            };
             match u32::from_ne_bytes(*bytes) {
                 value if value == Notice::MappingsChanged as u32 => notices.push(Notice::MappingsChanged),
                 value if value == Notice::Executed as u32 => notices.push(Notice::Executed),
@@ -203,16 +239,27 @@ impl Programs {
         notices
     }
 
-    fn attach(&mut self, name: &'static str, file_offset: u64, file: &File, pid: NonZeroU32) -> Result<(), KernelError> {
-        let refused =
-            |source| KernelError::Program { name, place: format!(" at file offset {file_offset:#x}"), source };
+    fn attach(
+        &mut self,
+        name: &'static str,
+        file_offset: u64,
+        file: &File,
+        pid: NonZeroU32,
+    ) -> Result<(), KernelError> {
+        let refused = |source| KernelError::Program {
+            name,
+            place: format!(" at file offset {file_offset:#x}"),
+            source,
+        };
         let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
         let program: &mut UProbe = program.try_into().map_err(refused)?;
         if program.fd().is_err() {
             program.load().map_err(refused)?;
         }
         let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
-        program.attach(file_offset, path, UProbeScope::OneProcess(pid)).map_err(refused)?;
+        program
+            .attach(file_offset, path, UProbeScope::OneProcess(pid))
+            .map_err(refused)?;
         Ok(())
     }
 }
@@ -231,12 +278,26 @@ fn entry_program(function: AllocFunction) -> &'static str {
 
 fn fill_tails(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, KernelError> {
     let name = "walk";
-    let refused = |source| KernelError::Program { name, place: String::new(), source };
-    let program: &mut UProbe =
-        ebpf.program_mut(name).ok_or(KernelError::Missing(name))?.try_into().map_err(refused)?;
+    let refused = |source| KernelError::Program {
+        name,
+        place: String::new(),
+        source,
+    };
+    let program: &mut UProbe = ebpf
+        .program_mut(name)
+        .ok_or(KernelError::Missing(name))?
+        .try_into()
+        .map_err(refused)?;
     program.load().map_err(refused)?;
-    let fd = program.fd().map_err(refused)?.try_clone().map_err(|source| KernelError::Memory { name, source })?;
-    let unusable = |source| KernelError::Map { name: "TAILS", source };
+    let fd = program
+        .fd()
+        .map_err(refused)?
+        .try_clone()
+        .map_err(|source| KernelError::Memory { name, source })?;
+    let unusable = |source| KernelError::Map {
+        name: "TAILS",
+        source,
+    };
     let map = ebpf.take_map("TAILS").ok_or(KernelError::Missing("TAILS"))?;
     let mut tails = ProgramArray::try_from(map).map_err(unusable)?;
     tails.set(tail::WALK, &fd, 0).map_err(unusable)?;
@@ -245,5 +306,8 @@ fn fill_tails(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, KernelError> {
 
 fn take_notices(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, KernelError> {
     let map = ebpf.take_map("NOTICES").ok_or(KernelError::Missing("NOTICES"))?;
-    RingBuf::try_from(map).map_err(|source| KernelError::Map { name: "NOTICES", source })
+    RingBuf::try_from(map).map_err(|source| KernelError::Map {
+        name: "NOTICES",
+        source,
+    })
 }

@@ -31,9 +31,15 @@ pub struct FileTable {
 
 impl FileTable {
     /// For code that keeps frame pointers instead of a table.
-    pub const FRAME_POINTERS: Self = Self { page_base: NO_TABLE, page_count: 0 };
+    pub const FRAME_POINTERS: Self = Self {
+        page_base: NO_TABLE,
+        page_count: 0,
+    };
     /// For code of which nothing is known: a walk stops there.
-    pub const NONE: Self = Self { page_base: 0, page_count: 0 };
+    pub const NONE: Self = Self {
+        page_base: 0,
+        page_count: 0,
+    };
 }
 
 type AddressKey = [u8; 12];
@@ -51,8 +57,13 @@ pub struct Tables {
 
 impl Tables {
     pub(super) fn take(ebpf: &mut Ebpf, space: u32) -> Result<Self, KernelError> {
-        let map = ebpf.take_map("MAPPINGS").ok_or(KernelError::Missing("MAPPINGS"))?;
-        let mappings = LpmTrie::try_from(map).map_err(|source| KernelError::Map { name: "MAPPINGS", source })?;
+        let map = ebpf
+            .take_map("MAPPINGS")
+            .ok_or(KernelError::Missing("MAPPINGS"))?;
+        let mappings = LpmTrie::try_from(map).map_err(|source| KernelError::Map {
+            name: "MAPPINGS",
+            source,
+        })?;
         Ok(Self {
             rows: MappedArray::take(ebpf, "ROWS")?,
             pages: MappedArray::take(ebpf, "PAGES")?,
@@ -71,14 +82,18 @@ impl Tables {
     /// Adds the table of a file; `None` if there is no room for it.
     pub fn add_file(&mut self, table: &UnwindTable) -> Option<FileTable> {
         let (first_row, first_page) = (self.used.rows as usize, self.used.pages as usize);
-        if first_row + table.rows.len() > self.rows.len() || first_page + table.pages.len() > self.pages.len() {
+        if first_row + table.rows.len() > self.rows.len() || first_page + table.pages.len() > self.pages.len()
+        {
             return None;
         }
         for (i, row) in table.rows.iter().enumerate() {
             self.rows.set(first_row + i, *row);
         }
         for (i, page) in table.pages.iter().enumerate() {
-            let moved = Page { start: page.start + first_row as u32, count: page.count };
+            let moved = Page {
+                start: page.start + first_row as u32,
+                count: page.count,
+            };
             self.pages.set(first_page + i, moved);
         }
         self.used.rows += table.rows.len() as u32;
@@ -110,7 +125,12 @@ impl Tables {
             .map(|(address, free_bits)| Key::new(96 - free_bits, self.key(address)))
             .collect();
         for key in &keys {
-            self.mappings.insert(key, value, 0).map_err(|source| KernelError::Map { name: "MAPPINGS", source })?;
+            self.mappings
+                .insert(key, value, 0)
+                .map_err(|source| KernelError::Map {
+                    name: "MAPPINGS",
+                    source,
+                })?;
         }
         self.used.prefixes += keys.len() as u32;
         self.prefixes.insert(mapping.id, keys);
@@ -155,7 +175,12 @@ mod tests {
 
     #[test]
     fn ranges_cover_exactly() {
-        let cases = [(0x1000, 0x2000), (0x7f00_0012_3000, 0x7f00_0345_6000), (0, 0x1000), (0x1000, 0x1000)];
+        let cases = [
+            (0x1000, 0x2000),
+            (0x7f00_0012_3000, 0x7f00_0345_6000),
+            (0, 0x1000),
+            (0x1000, 0x1000),
+        ];
         for (begin, end) in cases {
             let mut next = begin;
             for (address, bits) in aligned_ranges(begin, end) {

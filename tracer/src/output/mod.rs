@@ -1,1 +1,11 @@
-//! output.
+//! What a person sees: the report, the status line, and the directory with the profiles.
+
+mod directory;
+mod frames;
+mod report;
+mod status;
+mod style;
+
+pub use directory::{OutputDir, OutputError};
+pub use report::{ReportOptions, write_report};
+pub use status::{Status, StatusLine};

@@ -1,8 +1,6 @@
 //! A range of machine code and its instructions.
 
-use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Formatter, Instruction, IntelFormatter, OpKind,
-};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, Instruction, IntelFormatter, OpKind};
 
 /// The bytes of one function, or of a part of one, as the file has them.
 #[derive(Clone, Copy, Debug)]
@@ -40,14 +38,19 @@ impl<'a> Code<'a> {
     /// The encoding of one of [`Self::instructions`].
     pub fn encoding(&self, instruction: &Instruction) -> &'a [u8] {
         let begin = usize::try_from(instruction.ip().wrapping_sub(self.address)).unwrap_or(usize::MAX);
-        self.bytes.get(begin..begin.saturating_add(instruction.len())).unwrap_or_default()
+        self.bytes
+            .get(begin..begin.saturating_add(instruction.len()))
+            .unwrap_or_default()
     }
 }
 
 /// Where a direct jump, conditional jump, loop or call goes; `None` for everything else.
 pub(super) fn direct_target(instruction: &Instruction) -> Option<u64> {
     let near = (0..instruction.op_count()).any(|operand| {
-        matches!(instruction.op_kind(operand), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64)
+        matches!(
+            instruction.op_kind(operand),
+            OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
+        )
     });
     near.then(|| instruction.near_branch_target())
 }

@@ -37,7 +37,9 @@ pub(super) enum Refusal {
     TooLarge(u64),
     #[error("its code could not be read from the process: {0}")]
     Unreadable(#[source] io::Error),
-    #[error("at +{offset} the process has byte {live:02x} where the file has {file:02x}: the code was changed at run time")]
+    #[error(
+        "at +{offset} the process has byte {live:02x} where the file has {file:02x}: the code was changed at run time"
+    )]
     Modified { offset: usize, file: u8, live: u8 },
     #[error("something jumps into the middle of its first instruction")]
     EntryOverlaps,

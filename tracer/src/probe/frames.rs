@@ -27,7 +27,9 @@ pub(super) struct Frames<'d> {
 pub(super) fn eh_frame_address(header: &[u8], address: u64) -> Option<u64> {
     (header.get(..4)? == HEADER).then_some(())?;
     // The pointer is relative to itself, four bytes into the header.
-    address.checked_add(4)?.checked_add_signed(read_i32(header, 4)?.into())
+    address
+        .checked_add(4)?
+        .checked_add_signed(read_i32(header, 4)?.into())
 }
 
 impl<'d> Frames<'d> {
@@ -43,7 +45,12 @@ impl<'d> Frames<'d> {
             let table = bytes.get(HEADER_SIZE..HEADER_SIZE.checked_add(size)?)?;
             Some((table, address))
         });
-        Self { eh_frame: EhFrame::new(eh_frame, LittleEndian), address, bases, table }
+        Self {
+            eh_frame: EhFrame::new(eh_frame, LittleEndian),
+            address,
+            bases,
+            table,
+        }
     }
 
     /// The code that the FDE which covers `vaddr` describes; `None` when no FDE covers it.
@@ -51,9 +58,14 @@ impl<'d> Frames<'d> {
         let fde = match self.table {
             Some((table, header)) => {
                 let offset = self.lookup(table, header, vaddr)?;
-                self.eh_frame.fde_from_offset(&self.bases, offset.into(), EhFrame::cie_from_offset).ok()?
+                self.eh_frame
+                    .fde_from_offset(&self.bases, offset.into(), EhFrame::cie_from_offset)
+                    .ok()?
             }
-            None => self.eh_frame.fde_for_address(&self.bases, vaddr, EhFrame::cie_from_offset).ok()?,
+            None => self
+                .eh_frame
+                .fde_for_address(&self.bases, vaddr, EhFrame::cie_from_offset)
+                .ok()?,
         };
         let begin = fde.initial_address();
         let range = begin..begin.checked_add(fde.len())?;
@@ -81,7 +93,11 @@ impl<'d> Frames<'d> {
 }
 
 fn read_u32(bytes: &[u8], offset: usize) -> Option<u32> {
-    bytes.get(offset..offset.checked_add(4)?)?.try_into().ok().map(u32::from_le_bytes)
+    bytes
+        .get(offset..offset.checked_add(4)?)?
+        .try_into()
+        .ok()
+        .map(u32::from_le_bytes)
 }
 
 fn read_i32(bytes: &[u8], offset: usize) -> Option<i32> {

@@ -91,7 +91,9 @@ impl AllocFunction {
     /// The function that a symbol names; a version (`malloc@@GLIBC_2.2.5`) is ignored.
     pub fn from_symbol(symbol: &[u8]) -> Option<Self> {
         let base = symbol.split(|&byte| byte == b'@').next()?;
-        Self::ALL.into_iter().find(|function| function.symbols().iter().any(|name| name.as_bytes() == base))
+        Self::ALL
+            .into_iter()
+            .find(|function| function.symbols().iter().any(|name| name.as_bytes() == base))
     }
 
     /// The function's name in C.

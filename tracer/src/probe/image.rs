@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use object::elf::{
     EM_X86_64, ET_DYN, ET_EXEC, GNU_PROPERTY_X86_FEATURE_1_AND, GNU_PROPERTY_X86_FEATURE_1_SHSTK, PF_W, PF_X,
-    PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64, SHN_LORESERVE, SHN_UNDEF, SHN_XINDEX, STB_LOCAL, STT_FUNC,
-    STT_GNU_IFUNC, STT_NOTYPE, Sym64,
+    PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64, SHN_LORESERVE, SHN_UNDEF, SHN_XINDEX, STB_LOCAL,
+    STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, Sym64,
 };
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, Sym, SymbolTable};
 use object::{LittleEndian, Object, ObjectSection, ReadRef};
@@ -69,7 +69,11 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
         if kind != ET_EXEC && kind != ET_DYN {
             return Err(PlanError::Type(kind));
         }
-        let mut image = Self { file, data, frames: None };
+        let mut image = Self {
+            file,
+            data,
+            frames: None,
+        };
         image.frames = image.find_frames();
         Ok(image)
     }
@@ -81,15 +85,22 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
 
     /// Whether the image is marked as fit for a user shadow stack (`.note.gnu.property`).
     pub fn allows_shadow_stack(&self) -> bool {
-        self.feature_bits().is_some_and(|bits| bits & GNU_PROPERTY_X86_FEATURE_1_SHSTK != 0)
+        self.feature_bits()
+            .is_some_and(|bits| bits & GNU_PROPERTY_X86_FEATURE_1_SHSTK != 0)
     }
 
     fn feature_bits(&self) -> Option<u32> {
-        let notes = self.file.elf_program_headers().iter().filter(|header| header.p_type(ENDIAN) == PT_NOTE);
+        let notes = self
+            .file
+            .elf_program_headers()
+            .iter()
+            .filter(|header| header.p_type(ENDIAN) == PT_NOTE);
         for header in notes {
             let mut notes = header.notes(ENDIAN, self.data).ok()??;
             while let Some(note) = notes.next().ok()? {
-                let Some(mut properties) = note.gnu_properties(ENDIAN) else { continue };
+                let Some(mut properties) = note.gnu_properties(ENDIAN) else {
+                    continue;
+                };
                 while let Some(property) = properties.next().ok()? {
                     if property.pr_type() == GNU_PROPERTY_X86_FEATURE_1_AND {
                         return property.data_u32(ENDIAN).ok();
@@ -105,7 +116,9 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
         let mut definitions = Definitions::default();
         for table in self.symbol_tables() {
             for symbol in table.iter().filter(|symbol| is_defined(symbol)) {
-                let Ok(name) = table.symbol_name(ENDIAN, symbol) else { continue };
+                let Ok(name) = table.symbol_name(ENDIAN, symbol) else {
+                    continue;
+                };
                 if let Some(function) = AllocFunction::from_symbol(name) {
                     definitions.add(function, name, symbol);
                 }
@@ -120,19 +133,30 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
             let address = symbol.st_value(ENDIAN);
             address != code.address && code.contains(address)
         };
-        let is_code = |symbol: &&Sym64<LittleEndian>| matches!(symbol.st_type(), STT_FUNC | STT_GNU_IFUNC | STT_NOTYPE);
+        let is_code =
+            |symbol: &&Sym64<LittleEndian>| matches!(symbol.st_type(), STT_FUNC | STT_GNU_IFUNC | STT_NOTYPE);
         let symbols = self.symbol_tables().into_iter().flat_map(|table| table.iter());
-        let symbols = symbols.filter(|symbol| is_defined(symbol)).filter(is_code).filter(inside);
+        let symbols = symbols
+            .filter(|symbol| is_defined(symbol))
+            .filter(is_code)
+            .filter(inside);
         symbols.map(|symbol| symbol.st_value(ENDIAN)).collect()
     }
 
     /// The bounds of a function, from its symbol and from the FDE that covers it.
     pub fn bounds(&self, address: u64, size: u64) -> Result<Bounds, Refusal> {
         let fde = self.frames.as_ref().and_then(|frames| frames.covering(address));
-        let symbol_end = if size == 0 { None } else { Some(address.checked_add(size).ok_or(Refusal::NotInCode)?) };
+        let symbol_end = if size == 0 {
+            None
+        } else {
+            Some(address.checked_add(size).ok_or(Refusal::NotInCode)?)
+        };
         let (end, confirmed) = match (fde, symbol_end) {
             (Some(fde), _) if fde.start != address => {
-                return Err(Refusal::FrameElsewhere { fde: fde.start, symbol: address });
+                return Err(Refusal::FrameElsewhere {
+                    fde: fde.start,
+                    symbol: address,
+                });
             }
             (Some(fde), Some(end)) => (end.min(fde.end), true),
             (Some(fde), None) => (fde.end, true),
@@ -143,21 +167,32 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
         if length > MAX_FUNCTION {
             return Err(Refusal::TooLarge(length));
         }
-        Ok(Bounds { range: address..end, confirmed })
+        Ok(Bounds {
+            range: address..end,
+            confirmed,
+        })
     }
 
     /// The code of a range that lies wholly in one executable segment.
     pub fn code(&self, range: Range<u64>) -> Result<Code<'d>, Refusal> {
         let segment = self.code_segment(range.start).ok_or(Refusal::NotInCode)?;
-        let length = range.end.checked_sub(range.start).filter(|&length| length != 0).ok_or(Refusal::NotInCode)?;
-        let bytes = self.segment_bytes(segment, range.start, Some(length)).ok_or(Refusal::NotInCode)?;
+        let length = range
+            .end
+            .checked_sub(range.start)
+            .filter(|&length| length != 0)
+            .ok_or(Refusal::NotInCode)?;
+        let bytes = self
+            .segment_bytes(segment, range.start, Some(length))
+            .ok_or(Refusal::NotInCode)?;
         Code::new(range.start, bytes).ok_or(Refusal::NotInCode)
     }
 
     /// The file offset of an address in an executable segment.
     pub fn file_offset(&self, address: u64) -> Option<u64> {
         let segment = self.code_segment(address)?;
-        address.checked_sub(segment.p_vaddr(ENDIAN))?.checked_add(segment.p_offset(ENDIAN))
+        address
+            .checked_sub(segment.p_vaddr(ENDIAN))?
+            .checked_add(segment.p_offset(ENDIAN))
     }
 
     fn symbol_tables(&self) -> [&SymbolTable<'d, object::elf::FileHeader64<LittleEndian>, R>; 2] {
@@ -166,15 +201,20 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
 
     /// The kernel places uprobes only in mappings that are executable and not writable.
     fn code_segment(&self, address: u64) -> Option<&'d ProgramHeader64<LittleEndian>> {
-        self.segment(address).filter(|segment| segment.p_flags(ENDIAN) & (PF_X | PF_W) == PF_X)
+        self.segment(address)
+            .filter(|segment| segment.p_flags(ENDIAN) & (PF_X | PF_W) == PF_X)
     }
 
     /// The loaded segment whose file bytes hold `address`.
     fn segment(&self, address: u64) -> Option<&'d ProgramHeader64<LittleEndian>> {
-        self.file.elf_program_headers().iter().filter(|header| header.p_type(ENDIAN) == PT_LOAD).find(|header| {
-            let within = address.checked_sub(header.p_vaddr(ENDIAN));
-            within.is_some_and(|within| within < header.p_filesz(ENDIAN))
-        })
+        self.file
+            .elf_program_headers()
+            .iter()
+            .filter(|header| header.p_type(ENDIAN) == PT_LOAD)
+            .find(|header| {
+                let within = address.checked_sub(header.p_vaddr(ENDIAN));
+                within.is_some_and(|within| within < header.p_filesz(ENDIAN))
+            })
     }
 
     /// `length` bytes of a segment from `address` on, or all that follow.
@@ -190,15 +230,25 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
         if length > available {
             return None;
         }
-        self.data.read_bytes_at(segment.p_offset(ENDIAN).checked_add(skipped)?, length).ok()
+        self.data
+            .read_bytes_at(segment.p_offset(ENDIAN).checked_add(skipped)?, length)
+            .ok()
     }
 
     fn find_frames(&self) -> Option<Frames<'d>> {
-        let header = self.file.elf_program_headers().iter().find(|header| header.p_type(ENDIAN) == PT_GNU_EH_FRAME);
-        let header = header.and_then(|header| Some((header.data(ENDIAN, self.data).ok()?, header.p_vaddr(ENDIAN))));
+        let header = self
+            .file
+            .elf_program_headers()
+            .iter()
+            .find(|header| header.p_type(ENDIAN) == PT_GNU_EH_FRAME);
+        let header =
+            header.and_then(|header| Some((header.data(ENDIAN, self.data).ok()?, header.p_vaddr(ENDIAN))));
         let eh_frame = header.and_then(|(bytes, address)| {
             let address = eh_frame_address(bytes, address)?;
-            Some((self.segment_bytes(self.segment(address)?, address, None)?, address))
+            Some((
+                self.segment_bytes(self.segment(address)?, address, None)?,
+                address,
+            ))
         });
         if let Some((bytes, address)) = eh_frame {
             return Some(Frames::new(bytes, address, header));
@@ -226,7 +276,10 @@ impl<'d, R: ReadRef<'d>> CodeRanges<'d> for Image<'d, R> {
     }
 
     fn from(&self, address: u64) -> Option<Code<'d>> {
-        Code::new(address, self.segment_bytes(self.code_segment(address)?, address, None)?)
+        Code::new(
+            address,
+            self.segment_bytes(self.code_segment(address)?, address, None)?,
+        )
     }
 }
 
@@ -241,13 +294,22 @@ impl Definitions {
             (STT_FUNC, _) => return self.merge(function, name, address, symbol.st_size(ENDIAN)),
             (other, _) => Refusal::NotAFunction(other),
         };
-        if !self.refused.iter().any(|(known, at, _)| (known, *at) == (&name, address)) {
+        if !self
+            .refused
+            .iter()
+            .any(|(known, at, _)| (known, *at) == (&name, address))
+        {
             self.refused.push((name, address, refusal));
         }
     }
 
     fn merge(&mut self, function: AllocFunction, name: String, address: u64, size: u64) {
-        let new = Definition { function, symbols: Vec::new(), address, size };
+        let new = Definition {
+            function,
+            symbols: Vec::new(),
+            address,
+            size,
+        };
         let known = self.found.entry(address).or_insert(new);
         if !known.function.same_shape(function) {
             let refusal = Refusal::Conflict(known.function.name(), function.name());
@@ -268,9 +330,12 @@ impl Definitions {
                 self.found.remove(address);
             }
         }
-        self.refused.retain(|(_, address, _)| !self.found.contains_key(address));
+        self.refused
+            .retain(|(_, address, _)| !self.found.contains_key(address));
         for definition in self.found.values_mut() {
-            definition.symbols.sort_by_key(|name| !definition.function.symbols().contains(&name.as_str()));
+            definition
+                .symbols
+                .sort_by_key(|name| !definition.function.symbols().contains(&name.as_str()));
         }
         self
     }

@@ -83,7 +83,9 @@ impl Encoding {
             (0x6c..=0x6f | 0xe4..=0xe7 | 0xec..=0xef | 0xf4 | 0xfa | 0xfb, _) => Some("is privileged"),
             (0xca | 0xcb | 0xcf, _) => Some("is a far return"),
             (0x06 | 0x07 | 0x0e | 0x16 | 0x17 | 0x1e | 0x1f | 0x27 | 0x2f | 0x37 | 0x3f, _)
-            | (0x60 | 0x61 | 0x82 | 0x9a | 0xd4 | 0xd5 | 0xd6 | 0xea, _) => Some("is not valid in 64-bit code"),
+            | (0x60 | 0x61 | 0x82 | 0x9a | 0xd4 | 0xd5 | 0xd6 | 0xea, _) => {
+                Some("is not valid in 64-bit code")
+            }
             (0x62 | 0xc4 | 0xc5, _) => Some("has a vector encoding"),
             (0x8f, _) => Some("may have a vector encoding"),
             (0x8e, _) => Some("loads a segment register"),
@@ -120,10 +122,15 @@ pub(super) fn handling(instruction: &Instruction, bytes: &[u8], offset: u64, sha
         FlowControl::Interrupt | FlowControl::Exception | FlowControl::XbeginXabortXend => {
             return Handling::Refused("raises an exception or begins a transaction");
         }
-        FlowControl::Call | FlowControl::IndirectCall => return call_handling(&encoding, offset, shadow_stack),
+        FlowControl::Call | FlowControl::IndirectCall => {
+            return call_handling(&encoding, offset, shadow_stack);
+        }
         _ => {}
     }
-    let far = encoding.opcode == 0xff && encoding.following.is_some_and(|modrm| matches!((modrm >> 3) & 7, 3 | 5));
+    let far = encoding.opcode == 0xff
+        && encoding
+            .following
+            .is_some_and(|modrm| matches!((modrm >> 3) & 7, 3 | 5));
     if far {
         return Handling::Refused("is a far transfer");
     }

@@ -90,7 +90,8 @@ pub fn plan<'d, R: ReadRef<'d>>(image: R, live: &dyn CodeReader) -> Result<Plan,
     let image = Image::parse(image)?;
     let mut plan = Plan::default();
     if !image.has_sections() {
-        plan.notes.push("the file has no section headers, so its functions cannot be found by name".to_owned());
+        plan.notes
+            .push("the file has no section headers, so its functions cannot be found by name".to_owned());
     }
     let definitions = image.definitions();
     for (name, _, refusal) in &definitions.refused {
@@ -99,7 +100,9 @@ pub fn plan<'d, R: ReadRef<'d>>(image: R, live: &dyn CodeReader) -> Result<Plan,
     for definition in definitions.found.values() {
         match plan_site(&image, definition, live, &mut plan.notes) {
             Ok(site) => plan.sites.push(site),
-            Err(refusal) => plan.notes.push(format!("{} is not probed: {refusal}", display_name(definition))),
+            Err(refusal) => plan
+                .notes
+                .push(format!("{} is not probed: {refusal}", display_name(definition))),
         }
     }
     plan.sites.sort_by_key(|site| (site.function, site.entry.vaddr));
@@ -129,29 +132,52 @@ fn plan_site<'d, R: ReadRef<'d>>(
     };
     let symbol = display_name(definition);
     for offset in breakpoints {
-        notes.push(format!("{symbol}+{offset} already carries a breakpoint, such as another tracer's uprobe"));
+        notes.push(format!(
+            "{symbol}+{offset} already carries a breakpoint, such as another tracer's uprobe"
+        ));
     }
-    let unconfirmed = if bounds.confirmed { "" } else { " (bounds from the symbol table alone)" };
-    let why = format!("{symbol}+{} `{}`: {}{unconfirmed}", choice.offset, entry.instruction, choice.reason);
+    let unconfirmed = if bounds.confirmed {
+        ""
+    } else {
+        " (bounds from the symbol table alone)"
+    };
+    let why = format!(
+        "{symbol}+{} `{}`: {}{unconfirmed}",
+        choice.offset, entry.instruction, choice.reason
+    );
     let returns = (!function.is_free()).then(|| entry.clone());
-    Ok(Site { function, symbol, entry, returns, why })
+    Ok(Site {
+        function,
+        symbol,
+        entry,
+        returns,
+        why,
+    })
 }
 
 /// The function's own name where the image has it, else the alias that it has.
 fn display_name(definition: &Definition) -> String {
     let name = definition.function.name();
     let known = definition.symbols.iter().find(|symbol| symbol.as_str() == name);
-    known.or(definition.symbols.first()).map_or_else(|| name.to_owned(), Clone::clone)
+    known
+        .or(definition.symbols.first())
+        .map_or_else(|| name.to_owned(), Clone::clone)
 }
 
 /// Says so when blocks could be seen to begin but not to end, or the reverse.
 fn note_missing_counterpart(plan: &mut Plan) {
     let frees = plan.sites.iter().any(|site| site.function.is_free());
-    let mallocs = plan.sites.iter().any(|site| site.function == AllocFunction::Malloc);
+    let mallocs = plan
+        .sites
+        .iter()
+        .any(|site| site.function == AllocFunction::Malloc);
     if !plan.sites.is_empty() && !frees {
-        plan.notes.push("no free is probed in this image: its blocks will look live after they are freed".to_owned());
+        plan.notes.push(
+            "no free is probed in this image: its blocks will look live after they are freed".to_owned(),
+        );
     }
     if !plan.sites.is_empty() && !mallocs {
-        plan.notes.push("no malloc is probed in this image: blocks freed by it may be unknown".to_owned());
+        plan.notes
+            .push("no malloc is probed in this image: blocks freed by it may be unknown".to_owned());
     }
 }

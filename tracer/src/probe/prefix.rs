@@ -25,10 +25,17 @@ pub(super) struct Choice {
 struct Stop(String);
 
 /// Whether an instruction writes any part of `register`.
-pub(super) fn writes(info: &mut InstructionInfoFactory, instruction: &Instruction, register: Register) -> bool {
+pub(super) fn writes(
+    info: &mut InstructionInfoFactory,
+    instruction: &Instruction,
+    register: Register,
+) -> bool {
     info.info(instruction).used_registers().iter().any(|used| {
         used.register().full_register() == register
-            && !matches!(used.access(), OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess)
+            && !matches!(
+                used.access(),
+                OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+            )
     })
 }
 
@@ -42,7 +49,11 @@ pub(super) fn choose(
     reentry: &Reentry,
     shadow_stack: bool,
 ) -> Result<Choice, Refusal> {
-    let mut needed: Vec<Register> = function.arguments().iter().map(|register| register.decoded()).collect();
+    let mut needed: Vec<Register> = function
+        .arguments()
+        .iter()
+        .map(|register| register.decoded())
+        .collect();
     if !function.is_free() {
         needed.push(Register::RSP);
     }
@@ -65,14 +76,23 @@ pub(super) fn choose(
             stop = Stop(format!("up to the first branch, `{}`", disassemble(&instruction)));
             break;
         }
-        if let Some(lost) = needed.iter().find(|&&register| writes(&mut info, &instruction, register)) {
+        if let Some(lost) = needed
+            .iter()
+            .find(|&&register| writes(&mut info, &instruction, register))
+        {
             let name = format!("{lost:?}").to_lowercase();
-            stop = Stop(format!("before `{}` overwrites {name}", disassemble(&instruction)));
+            stop = Stop(format!(
+                "before `{}` overwrites {name}",
+                disassemble(&instruction)
+            ));
             break;
         }
     }
     let Some(instruction) = stepped else {
-        let (instruction, why) = refused.map_or_else(|| (String::new(), "does not decode"), |(i, w)| (disassemble(&i), w));
+        let (instruction, why) = refused.map_or_else(
+            || (String::new(), "does not decode"),
+            |(i, w)| (disassemble(&i), w),
+        );
         return Err(Refusal::NoLegalInstruction { instruction, why });
     };
     let Stop(stop) = stop;
@@ -90,10 +110,16 @@ fn blocked(instruction: &Instruction, offset: u64, reentry: &Reentry) -> Result<
     let inside = instruction.ip() + 1..instruction.next_ip();
     let middle = reentry.targets.range(inside).next().is_some();
     if offset == 0 {
-        return if middle { Err(Refusal::EntryOverlaps) } else { Ok(None) };
+        return if middle {
+            Err(Refusal::EntryOverlaps)
+        } else {
+            Ok(None)
+        };
     }
     if let Some(why) = &reentry.unproven {
-        return Ok(Some(Stop(format!("that is surely executed once per call ({why})"))));
+        return Ok(Some(Stop(format!(
+            "that is surely executed once per call ({why})"
+        ))));
     }
     if middle || reentry.targets.contains(&instruction.ip()) {
         return Ok(Some(Stop(format!("before +{offset}, where a jump comes back,"))));
@@ -106,7 +132,10 @@ fn blocked(instruction: &Instruction, offset: u64, reentry: &Reentry) -> Result<
 
 fn emulated(code: Code<'_>, instruction: &Instruction, offset: u64) -> Choice {
     let reason = match code.instructions().next().filter(|_| offset != 0) {
-        Some(entry) => format!("emulated; the entry `{}` would be single-stepped", disassemble(&entry)),
+        Some(entry) => format!(
+            "emulated; the entry `{}` would be single-stepped",
+            disassemble(&entry)
+        ),
         None => "emulated, at the entry".to_owned(),
     };
     choice(instruction, offset, true, reason)
@@ -115,5 +144,10 @@ fn emulated(code: Code<'_>, instruction: &Instruction, offset: u64) -> Choice {
 fn choice(instruction: &Instruction, offset: u64, emulated: bool, reason: String) -> Choice {
     // The walk ends at PREFIX_LIMIT, far below the width of the offset.
     let offset = u32::try_from(offset).unwrap_or(u32::MAX);
-    Choice { offset, instruction: disassemble(instruction), emulated, reason }
+    Choice {
+        offset,
+        instruction: disassemble(instruction),
+        emulated,
+        reason,
+    }
 }

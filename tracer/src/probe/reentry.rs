@@ -43,7 +43,12 @@ pub(super) struct Reentry {
 impl Reentry {
     /// Searches from `function` on. `entry_points` are the symbols that lie within it.
     pub fn find<'d>(function: Code<'d>, entry_points: &[u64], ranges: &dyn CodeRanges<'d>) -> Self {
-        let mut search = Search { function, seen: BTreeMap::new(), pending: Vec::new(), found: Self::default() };
+        let mut search = Search {
+            function,
+            seen: BTreeMap::new(),
+            pending: Vec::new(),
+            found: Self::default(),
+        };
         search.found.targets.extend(entry_points);
         search.visit(function);
         let mut bytes = 0_usize;
@@ -79,7 +84,10 @@ struct Search<'d> {
 
 impl<'d> Search<'d> {
     fn has_seen(&self, address: u64) -> bool {
-        self.seen.range(..=address).next_back().is_some_and(|(_, &end)| address < end)
+        self.seen
+            .range(..=address)
+            .next_back()
+            .is_some_and(|(_, &end)| address < end)
     }
 
     fn fail(&mut self, reason: String) {
@@ -131,7 +139,10 @@ fn is_jump_table(instruction: &Instruction, encoding: &[u8], before: &[Instructi
     }
     let register = instruction.op0_register().full_register();
     let mut info = InstructionInfoFactory::new();
-    let origin = before.iter().rev().find(|earlier| writes(&mut info, earlier, register));
+    let origin = before
+        .iter()
+        .rev()
+        .find(|earlier| writes(&mut info, earlier, register));
     let whole = origin.is_some_and(|load| {
         load.mnemonic() == Mnemonic::Mov
             && load.op1_kind() == OpKind::Memory

@@ -25,7 +25,8 @@ pub trait CodeReader {
 /// do no harm. Any other difference is code that was changed at run time.
 pub(super) fn verify(code: Code<'_>, live: &dyn CodeReader) -> Result<Vec<usize>, Refusal> {
     let mut memory = vec![0; code.bytes.len()];
-    live.read(code.address, &mut memory).map_err(Refusal::Unreadable)?;
+    live.read(code.address, &mut memory)
+        .map_err(Refusal::Unreadable)?;
     let mut boundaries: Option<HashSet<u64>> = None;
     let mut breakpoints = Vec::new();
     for (offset, (&file, &live)) in code.bytes.iter().zip(&memory).enumerate() {

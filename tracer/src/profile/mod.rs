@@ -1,1 +1,39 @@
-//! profile.
+//! Profiles in pprof's format, as every pprof viewer expects them.
+//!
+//! [`heap()`] makes the heap profile; [`Builder`] makes profiles of any [`Kind`]; [`encode_gz`] writes the file.
+
+mod builder;
+pub(crate) mod comments;
+mod heap;
+pub mod proto;
+
+use std::io::{self, Read, Write};
+
+use flate2::{Compression, read::GzDecoder, write::GzEncoder};
+use prost::Message;
+
+pub use builder::{Builder, Frame, Kind, SampleType};
+pub use heap::{HEAP, heap};
+pub use proto::Profile;
+
+/// The bytes of a `.pb.gz` file.
+pub fn encode_gz(profile: &Profile) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    let bytes = profile.encode_to_vec();
+    let written = encoder.write_all(&bytes).and_then(|()| encoder.finish());
+    written.expect("writing to a vector cannot fail")
+}
+
+/// Reads a `.pb.gz` file back.
+///
+/// # Errors
+///
+/// Fails with [`io::ErrorKind::InvalidData`] when the bytes are no gzip or no profile.
+pub fn decode_gz(bytes: &[u8]) -> io::Result<Profile> {
+    let mut plain = Vec::new();
+    GzDecoder::new(bytes).read_to_end(&mut plain)?;
+    Profile::decode(&*plain).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+#[cfg(test)]
+mod tests;

@@ -24,7 +24,9 @@ impl History {
 
     /// When the next reading is due, counted from the start.
     pub fn next_due(&self) -> Duration {
-        self.readings.last().map_or(Duration::from_secs(1), |last| last.at.saturating_mul(2))
+        self.readings
+            .last()
+            .map_or(Duration::from_secs(1), |last| last.at.saturating_mul(2))
     }
 
     /// Whether a reading is due.
@@ -42,7 +44,10 @@ impl History {
 
     /// The latest reading of the first half.
     pub fn half_way(&self, elapsed: Duration) -> Option<&Reading> {
-        self.readings.iter().rev().find(|reading| reading.at <= elapsed / 2)
+        self.readings
+            .iter()
+            .rev()
+            .find(|reading| reading.at <= elapsed / 2)
     }
 }
 
@@ -59,7 +64,9 @@ mod tests {
                 history.keep(now, vec![second]);
             }
             if second >= 2 {
-                let reading = history.half_way(now).expect("there is one from the second second on");
+                let reading = history
+                    .half_way(now)
+                    .expect("there is one from the second second on");
                 assert!(reading.at * 4 >= now, "{now:?}: {:?}", reading.at);
             }
         }

@@ -36,7 +36,10 @@ impl Images {
     pub fn read(process: &Process, mappings: &[Arc<Mapping>]) -> Self {
         let mut images: Vec<Image> = Vec::new();
         for mapping in mappings {
-            if !images.iter().any(|image| image.file_id == mapping.file_id && mapping.file_id.1 != 0) {
+            if !images
+                .iter()
+                .any(|image| image.file_id == mapping.file_id && mapping.file_id.1 != 0)
+            {
                 images.push(Image::read(process, mapping));
             }
         }
@@ -45,7 +48,11 @@ impl Images {
 
     /// The room that all tables need.
     pub fn room(&self) -> TableRoom {
-        let tables = || self.images.iter().filter_map(|image| image.table.as_ref().ok()?.as_ref());
+        let tables = || {
+            self.images
+                .iter()
+                .filter_map(|image| image.table.as_ref().ok()?.as_ref())
+        };
         TableRoom {
             rows: tables().map(|table| table.rows.len() as u32).sum(),
             pages: tables().map(|table| table.pages.len() as u32).sum(),
@@ -58,7 +65,10 @@ impl Images {
     /// # Errors
     /// Why there is none, in words.
     pub fn table(&self, mapping: &Mapping) -> Result<Option<&UnwindTable>, &str> {
-        let image = self.images.iter().find(|image| image.file_id == mapping.file_id && image.name == mapping.file_name());
+        let image = self
+            .images
+            .iter()
+            .find(|image| image.file_id == mapping.file_id && image.name == mapping.file_name());
         match image {
             Some(image) => image.table.as_ref().map(Option::as_ref).map_err(String::as_str),
             None => Ok(None),
@@ -69,13 +79,19 @@ impl Images {
     pub fn sites(&self) -> impl Iterator<Item = (&Site, &Arc<File>)> {
         self.images.iter().flat_map(|image| {
             let file = image.file.as_ref();
-            image.plan.sites.iter().filter_map(move |site| Some((site, file?)))
+            image
+                .plan
+                .sites
+                .iter()
+                .filter_map(move |site| Some((site, file?)))
         })
     }
 
     /// Where the dynamic linker reports changes: file offset and file.
     pub fn linker(&self) -> Option<(u64, &Arc<File>)> {
-        self.images.iter().find_map(|image| Some((image.linker_hook?, image.file.as_ref()?)))
+        self.images
+            .iter()
+            .find_map(|image| Some((image.linker_hook?, image.file.as_ref()?)))
     }
 
     /// What is covered and what is not.
@@ -84,10 +100,14 @@ impl Images {
         for image in &mut self.images {
             if !image.plan.sites.is_empty() {
                 let names: Vec<_> = image.plan.sites.iter().map(|site| site.symbol.as_str()).collect();
-                coverage.allocators.push(format!("{}: {}", image.name, names.join(", ")));
+                coverage
+                    .allocators
+                    .push(format!("{}: {}", image.name, names.join(", ")));
             }
             let notes = image.plan.notes.drain(..);
-            coverage.not_covered.extend(notes.map(|note| format!("{}: {note}", image.name)));
+            coverage
+                .not_covered
+                .extend(notes.map(|note| format!("{}: {note}", image.name)));
         }
         if coverage.allocators.is_empty() {
             coverage.not_covered.insert(
@@ -103,7 +123,12 @@ impl Images {
     /// Allocators that were mapped after tracing began, in words.
     pub fn late_allocators(&self) -> impl Iterator<Item = String> {
         let late = self.images.iter().filter(|image| !image.plan.sites.is_empty());
-        late.map(|image| format!("{}: loaded after tracing began, its allocator is not probed", image.name))
+        late.map(|image| {
+            format!(
+                "{}: loaded after tracing began, its allocator is not probed",
+                image.name
+            )
+        })
     }
 }
 
@@ -132,7 +157,13 @@ impl Image {
     fn read_file(&mut self, process: &Process, mapping: &Mapping, file: &File) {
         let cache = ReadCache::new(file);
         self.table = usable(UnwindTable::from_elf(&cache));
-        match probe::plan(&cache, &LiveCode { process, bias: mapping.bias }) {
+        match probe::plan(
+            &cache,
+            &LiveCode {
+                process,
+                bias: mapping.bias,
+            },
+        ) {
             Ok(plan) => self.plan = plan,
             Err(error) => log::info!("{}: no probes: {error}", self.name),
         }
@@ -153,7 +184,9 @@ fn linker_hook(cache: &ReadCache<&File>) -> Option<u64> {
     let elf = object::File::parse(cache).ok()?;
     let mut symbols = elf.dynamic_symbols().chain(elf.symbols());
     let hook = symbols.find(|symbol| symbol.is_definition() && symbol.name_bytes() == Ok(LINKER_HOOK))?;
-    let segment = elf.segments().find(|s| (s.address()..s.address() + s.size()).contains(&hook.address()))?;
+    let segment = elf
+        .segments()
+        .find(|s| (s.address()..s.address() + s.size()).contains(&hook.address()))?;
     Some(hook.address() - segment.address() + segment.file_range().0)
 }
 

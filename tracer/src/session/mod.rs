@@ -4,15 +4,17 @@ mod history;
 mod images;
 mod privilege;
 mod run;
+mod signals;
 mod snapshot;
 mod tracer;
+mod trend;
 
 use std::io;
 
 pub use run::run;
 pub use tracer::{Settings, Tracer};
 
-use crate::{kernel::KernelError, target::TargetError};
+use crate::{kernel::KernelError, output::OutputError, target::TargetError};
 
 /// Why a run failed. Each kind has its exit code, see [`Error::exit_code`].
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +31,9 @@ pub enum Error {
     /// The kernel refused.
     #[error(transparent)]
     Kernel(KernelError),
-    /// A profile or the report could not be written.
-    #[error("{0}")]
-    Output(String),
+    /// A profile could not be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// An operating system call failed.
     #[error("{what}: {source}")]
     System {

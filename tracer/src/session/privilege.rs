@@ -21,11 +21,17 @@ const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 pub fn check() -> Result<(), Error> {
     let status = procfs::process::Process::myself()
         .and_then(|process| process.status())
-        .map_err(|error| Error::Privilege(format!("cannot read /proc/self/status: {error}; is /proc mounted?")))?;
+        .map_err(|error| {
+            Error::Privilege(format!(
+                "cannot read /proc/self/status: {error}; is /proc mounted?"
+            ))
+        })?;
     let missing = missing(status.capeff);
     if !missing.is_empty() {
         let names = missing.join(", ");
-        return Err(Error::Privilege(format!("no privilege: {names} missing; run it as root: sudo memtrace …")));
+        return Err(Error::Privilege(format!(
+            "no privilege: {names} missing; run it as root: sudo memtrace …"
+        )));
     }
     check_namespace()?;
     lift_memory_limit();
@@ -35,8 +41,18 @@ pub fn check() -> Result<(), Error> {
 /// `CAP_SYS_ADMIN` includes what the finer ones allow, except for reading another process's memory.
 fn missing(effective: u64) -> Vec<&'static str> {
     let has = |(bit, _): (u8, &str)| effective & (1 << bit) != 0;
-    let finer = if has(SYS_ADMIN) { &[][..] } else { &[BPF, PERFMON, CHECKPOINT_RESTORE][..] };
-    finer.iter().chain(&[SYS_PTRACE]).copied().filter(|&capability| !has(capability)).map(|(_, name)| name).collect()
+    let finer = if has(SYS_ADMIN) {
+        &[][..]
+    } else {
+        &[BPF, PERFMON, CHECKPOINT_RESTORE][..]
+    };
+    finer
+        .iter()
+        .chain(&[SYS_PTRACE])
+        .copied()
+        .filter(|&capability| !has(capability))
+        .map(|(_, name)| name)
+        .collect()
 }
 
 /// The programs see process ids of the initial namespace.
@@ -44,14 +60,20 @@ fn check_namespace() -> Result<(), Error> {
     match std::fs::read_link("/proc/self/ns/pid") {
         Ok(link) if link.as_os_str() == INITIAL_PID_NAMESPACE => Ok(()),
         Ok(_) => Err(Error::Privilege(
-            "memtrace runs in a PID namespace of its own; run it on the host, or in a container with hostPID".into(),
+            "memtrace runs in a PID namespace of its own; run it on the host, or in a container with hostPID"
+                .into(),
         )),
-        Err(error) => Err(Error::Privilege(format!("cannot read /proc/self/ns/pid: {error}"))),
+        Err(error) => Err(Error::Privilege(format!(
+            "cannot read /proc/self/ns/pid: {error}"
+        ))),
     }
 }
 
 fn lift_memory_limit() {
-    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
     // SAFETY: the pointer is to a local value.
     if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &unlimited) } != 0 {
         // From Linux 5.11 on maps are charged to the memory cgroup instead, so this matters to older kernels only.
@@ -68,6 +90,14 @@ mod tests {
         assert_eq!(missing(u64::MAX), Vec::<&str>::new());
         assert_eq!(missing(1 << 21 | 1 << 19), Vec::<&str>::new());
         assert_eq!(missing(1 << 39 | 1 << 38 | 1 << 19), ["CAP_CHECKPOINT_RESTORE"]);
-        assert_eq!(missing(0), ["CAP_BPF", "CAP_PERFMON", "CAP_CHECKPOINT_RESTORE", "CAP_SYS_PTRACE"]);
+        assert_eq!(
+            missing(0),
+            [
+                "CAP_BPF",
+                "CAP_PERFMON",
+                "CAP_CHECKPOINT_RESTORE",
+                "CAP_SYS_PTRACE"
+            ]
+        );
     }
 }

@@ -1,16 +1,39 @@
-//! The event loop.
+//! The event loop: from attaching to the last profile.
 
-use std::{io, os::fd::BorrowedFd, time::Duration};
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use aya_log::EbpfLogger;
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    signal::unix::{Signal, SignalKind, signal},
     time::{Instant, sleep_until},
 };
 
-use super::{Error, Settings, Tracer, privilege};
-use crate::{cli::Arguments, target::Process};
+use super::{
+    Error, Settings, Tracer, privilege,
+    signals::{Signals, Wish},
+    trend::Trend,
+};
+use crate::{
+    cli::Arguments,
+    output::{OutputDir, ReportOptions, Status, StatusLine, write_report},
+    profile,
+    snapshot::Snapshot,
+    symbol::Symbolizer,
+    target::{Process, TargetError},
+    text::printable,
+};
+
+/// How often the status line changes.
+const STATUS_PERIOD: Duration = Duration::from_secs(1);
+/// Without `--duration`: longer than any machine runs.
+const FOREVER: Duration = Duration::from_secs(1 << 32);
+/// The columns of a report that does not go to a terminal.
+const DEFAULT_WIDTH: usize = 100;
 
 /// Why tracing ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,81 +51,240 @@ enum End {
 pub fn run(arguments: &Arguments) -> Result<(), Error> {
     privilege::check()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|source| Error::System { what: "start the event loop", source })?;
+    let runtime = runtime.map_err(|source| Error::System {
+        what: "cannot start the event loop",
+        source,
+    })?;
     runtime.block_on(trace(arguments))
 }
 
 async fn trace(arguments: &Arguments) -> Result<(), Error> {
     let mut signals = Signals::listen()?;
-    let process = Process::open(arguments.pid)?;
-    let settings = Settings { max_live: arguments.max_live, floor: arguments.floor };
-    let mut tracer = Tracer::attach(process, &settings)?;
-    eprintln!("memtrace: tracing {} ({}): {:?}", arguments.pid, tracer.process().info().name, tracer.coverage());
-    let end = follow(&mut tracer, &mut signals, arguments).await?;
-    tracer.stop();
-    let snapshot = tracer.snapshot();
-    println!("{end:?} {:#?} failed {} sites {}", snapshot.losses, snapshot.failed_calls, snapshot.sites.len());
-    let mut sites = snapshot.sites.clone();
-    sites.sort_by_key(|site| std::cmp::Reverse(site.live_bytes));
-    for site in sites.iter().take(arguments.top) {
-        println!("{} {} {} {} {:?} {:?} {}", site.alloc_objects, site.alloc_bytes, site.live_objects, site.live_bytes, site.mean_age, site.end, site.frames.len());
-    }
-    println!("{:?}", tracer.programs().books());
-    Ok(())
+    let process = Arc::new(Process::open(arguments.pid)?);
+    let path = arguments.output.clone();
+    let path = path.unwrap_or_else(|| OutputDir::default_path(process.info(), std::time::SystemTime::now()));
+    let directory = OutputDir::create(path)?;
+    let settings = Settings {
+        max_live: arguments.max_live,
+        floor: arguments.floor,
+    };
+    let tracer = match Tracer::attach(Arc::clone(&process), &settings) {
+        Ok(tracer) => tracer,
+        Err(error) => {
+            directory.discard();
+            // Whatever failed when the process has just ended, that is the reason.
+            let ended = TargetError::Ended { pid: arguments.pid };
+            return Err(if process.has_ended() { ended.into() } else { error });
+        }
+    };
+    let mut run = Run {
+        arguments,
+        tracer,
+        directory,
+        symbolizer: Symbolizer::new(),
+    };
+    run.announce();
+    let end = run.follow(&mut signals).await?;
+    run.finish(end)
 }
 
-async fn follow(tracer: &mut Tracer, signals: &mut Signals, arguments: &Arguments) -> Result<End, Error> {
-    let process_end = watch(tracer.process().pidfd())?;
-    let notices = watch(tracer.notices_fd())?;
-    let mut log = program_log(tracer)?;
-    let start = Instant::now();
-    loop {
-        let until = arguments.duration.unwrap_or(Duration::from_secs(1 << 32));
-        tokio::select! {
-            _ = signals.interrupt.recv() => return Ok(End::Asked),
-            _ = signals.terminate.recv() => return Ok(End::Asked),
-            _ = sleep_until(start + until) => return Ok(End::TimeUp),
-            _ = process_end.readable() => return Ok(End::TargetEnded),
-            _ = sleep_until(start + tracer.next_observation()) => tracer.observe(),
-            ready = notices.readable() => {
-                if let Ok(mut ready) = ready { ready.clear_ready(); }
-                if tracer.handle_notices() {
-                    return Ok(End::TargetExecuted);
+/// One run with everything it holds.
+struct Run<'a> {
+    arguments: &'a Arguments,
+    tracer: Tracer,
+    directory: OutputDir,
+    symbolizer: Symbolizer,
+}
+
+impl Run<'_> {
+    /// Says that the probes are live, and what they cover.
+    fn announce(&self) {
+        if self.arguments.quiet {
+            return;
+        }
+        let info = self.tracer.process().info();
+        let coverage = self.tracer.coverage();
+        let covered = if coverage.allocators.is_empty() {
+            "nothing".to_owned()
+        } else {
+            coverage.allocators.join("; ")
+        };
+        eprintln!(
+            "memtrace: tracing {} ({}): {}",
+            info.pid,
+            printable(&info.name),
+            printable(&covered)
+        );
+        for note in &coverage.not_covered {
+            eprintln!("memtrace: not covered: {}", printable(note));
+        }
+    }
+
+    async fn follow(&mut self, signals: &mut Signals) -> Result<End, Error> {
+        let process_end = watch(self.tracer.process().pidfd())?;
+        let notices = watch(self.tracer.notices_fd())?;
+        let mut log = program_log(&mut self.tracer)?;
+        let line = StatusLine::new(self.arguments.quiet);
+        let mut trend = Trend::default();
+        let start = Instant::now();
+        let end = start + self.arguments.duration.unwrap_or(FOREVER);
+        let mut next_status = start + if line.is_visible() { STATUS_PERIOD } else { FOREVER };
+        let end = loop {
+            tokio::select! {
+                wish = signals.next() => match wish {
+                    Wish::End => break End::Asked,
+                    Wish::Snapshot => line.suspend(|| self.write_snapshot()),
+                },
+                () = sleep_until(end) => break End::TimeUp,
+                _ = process_end.readable() => break End::TargetEnded,
+                () = sleep_until(start + self.tracer.next_observation()) => self.tracer.observe(),
+                () = sleep_until(next_status) => {
+                    line.update(&self.status(&mut trend));
+                    next_status += STATUS_PERIOD;
+                }
+                ready = notices.readable() => {
+                    acknowledge(ready);
+                    if self.tracer.handle_notices() {
+                        break End::TargetExecuted;
+                    }
+                }
+                ready = log.readable_mut() => {
+                    if let Ok(mut ready) = ready {
+                        ready.get_inner_mut().flush();
+                        ready.clear_ready();
+                    }
                 }
             }
-            ready = log.readable_mut() => {
-                if let Ok(mut ready) = ready { ready.get_inner_mut().flush(); ready.clear_ready(); }
+        };
+        line.finish();
+        Ok(end)
+    }
+
+    fn status(&self, trend: &mut Trend) -> Status {
+        let totals = self.tracer.totals();
+        let elapsed = self.tracer.elapsed();
+        Status {
+            elapsed,
+            live_bytes: totals.live_bytes,
+            live_objects: totals.live_objects,
+            change_per_minute: trend.add(elapsed, totals.live_bytes),
+            not_recorded: totals.not_recorded,
+        }
+    }
+
+    /// Writes a numbered profile. A failure is told, and tracing goes on.
+    fn write_snapshot(&mut self) {
+        let snapshot = self.tracer.snapshot();
+        let profile = profile::heap(&snapshot, &mut self.symbolizer);
+        match self.directory.write_numbered("heap", &profile) {
+            Ok(path) => eprintln!("memtrace: snapshot written to {}", path.display()),
+            Err(error) => log::error!("{error}"),
+        }
+    }
+
+    fn finish(mut self, end: End) -> Result<(), Error> {
+        self.tracer.stop();
+        self.explain(end);
+        let snapshot = self.tracer.snapshot();
+        // The target is free again before the slow part begins.
+        let Self {
+            arguments,
+            tracer,
+            directory,
+            mut symbolizer,
+        } = self;
+        drop(tracer);
+        let profile = profile::heap(&snapshot, &mut symbolizer);
+        let written = directory.write_final("heap", &profile);
+        print_report(arguments, &snapshot, &mut symbolizer)?;
+        let path = written?;
+        print_lines(&format!(
+            "Profile: {path}\nOpen it: go tool pprof -http=: {path}\n",
+            path = path.display()
+        ))
+    }
+
+    fn explain(&mut self, end: End) {
+        let pid = self.arguments.pid;
+        let text = match end {
+            End::Asked | End::TimeUp => return,
+            End::TargetEnded => format!("process {pid} has ended; this is what it held then"),
+            End::TargetExecuted => {
+                let text = format!(
+                    "process {pid} executed another program; this is what the one before it held \
+                     (trace {pid} again to see the new one)"
+                );
+                self.tracer.add_note(text.clone());
+                text
             }
+        };
+        if !self.arguments.quiet {
+            eprintln!("memtrace: {text}");
         }
     }
 }
 
+fn print_report(
+    arguments: &Arguments,
+    snapshot: &Snapshot,
+    symbolizer: &mut Symbolizer,
+) -> Result<(), Error> {
+    let stdout = io::stdout();
+    let terminal = stdout.is_terminal();
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_none_or(|value| value == "dumb");
+    let width = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| usize::from(size.ws_col));
+    let options = ReportOptions {
+        top: arguments.top,
+        width: if terminal && width > 0 {
+            width
+        } else {
+            DEFAULT_WIDTH
+        },
+        colour: terminal && !no_colour && !dumb,
+    };
+    let mut text = Vec::new();
+    let written = write_report(&mut text, snapshot, symbolizer, &options);
+    tell(written.and_then(|()| stdout.lock().write_all(&text)))
+}
+
+fn print_lines(text: &str) -> Result<(), Error> {
+    tell(io::stdout().lock().write_all(text.as_bytes()))
+}
+
+/// A reader that has seen enough, such as `head`, is no failure.
+fn tell(written: io::Result<()>) -> Result<(), Error> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|source| Error::System {
+            what: "cannot write the report",
+            source,
+        }),
+    }
+}
+
 /// A descriptor of its own for the event loop, which leaves the original where it is.
-fn watch(fd: BorrowedFd<'_>) -> Result<AsyncFd<std::os::fd::OwnedFd>, Error> {
-    let watched = fd.try_clone_to_owned().and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE));
-    watched.map_err(|source| Error::System { what: "watch a descriptor", source })
+fn watch(fd: BorrowedFd<'_>) -> Result<AsyncFd<OwnedFd>, Error> {
+    let watched = fd
+        .try_clone_to_owned()
+        .and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE));
+    watched.map_err(|source| Error::System {
+        what: "cannot watch a descriptor",
+        source,
+    })
+}
+
+fn acknowledge(ready: io::Result<tokio::io::unix::AsyncFdReadyGuard<'_, OwnedFd>>) {
+    if let Ok(mut ready) = ready {
+        ready.clear_ready();
+    }
 }
 
 fn program_log(tracer: &mut Tracer) -> Result<AsyncFd<EbpfLogger<&'static dyn log::Log>>, Error> {
     let logger = EbpfLogger::init(tracer.programs().ebpf()).map_err(io::Error::other);
     let logger = logger.and_then(|logger| AsyncFd::with_interest(logger, Interest::READABLE));
-    logger.map_err(|source| Error::System { what: "read the programs' log", source })
-}
-
-/// The signals that end a run or ask for a snapshot; caught before anything is attached.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    snapshot: Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Self, Error> {
-        let listen = |kind| signal(kind).map_err(|source| Error::System { what: "catch signals", source });
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            snapshot: listen(SignalKind::user_defined1())?,
-        })
-    }
+    logger.map_err(|source| Error::System {
+        what: "cannot read the programs' log",
+        source,
+    })
 }

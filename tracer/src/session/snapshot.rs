@@ -23,7 +23,10 @@ pub struct Totals {
 
 /// The live bytes of every stack, by index.
 pub fn live_bytes(books: &Books, count: usize) -> Vec<u64> {
-    (0..count).map_while(|id| books.stack(id)).map(|stack| live(&stack).1).collect()
+    (0..count)
+        .map_while(|id| books.stack(id))
+        .map(|stack| live(&stack).1)
+        .collect()
 }
 
 /// The sums over all stacks.
@@ -45,7 +48,10 @@ pub fn read(books: &Books, count: usize, earlier: Option<&Reading>) -> (Vec<Site
     let stacks = books.used_stacks(count);
     let losses = losses(books, &stacks);
     let now = now_ticks();
-    let sites = stacks.into_iter().map(|stack| site(stack, now, earlier)).collect();
+    let sites = stacks
+        .into_iter()
+        .map(|stack| site(stack, now, earlier))
+        .collect();
     (sites, losses, books.counter(Counter::FailedCalls))
 }
 
@@ -54,7 +60,9 @@ fn site(stack: RawStack, now: u64, earlier: Option<&Reading>) -> Site {
     // The sum wraps, and so does the product: their difference is the sum of the ages all the same.
     let ages = live_objects.wrapping_mul(now).wrapping_sub(stack.books.born_sum) as i64;
     let mean_ticks = ages.max(0) as u64 / live_objects.max(1);
-    let before = earlier.map_or(0, |reading| reading.live_bytes.get(stack.id as usize).copied().unwrap_or(0));
+    let before = earlier.map_or(0, |reading| {
+        reading.live_bytes.get(stack.id as usize).copied().unwrap_or(0)
+    });
     Site {
         frames: stack.frames,
         end: stack.end,
@@ -98,7 +106,11 @@ fn truncated(stacks: &[RawStack]) -> Vec<(EndReason, u64)> {
         .into_iter()
         .filter(incomplete)
         .map(|reason| {
-            let blocks = stacks.iter().filter(|stack| stack.end == reason).map(|s| s.books.alloc_objects).sum();
+            let blocks = stacks
+                .iter()
+                .filter(|stack| stack.end == reason)
+                .map(|s| s.books.alloc_objects)
+                .sum();
             (reason, blocks)
         })
         .filter(|&(_, blocks)| blocks > 0)

@@ -43,7 +43,7 @@ pub struct Settings {
 
 /// A process with memtrace's probes in it. Dropping it removes them.
 pub struct Tracer {
-    process: Process,
+    process: Arc<Process>,
     reader: MappingReader,
     programs: Programs,
     tables: HashMap<(u64, u64), FileTable>,
@@ -58,7 +58,7 @@ impl Tracer {
     ///
     /// # Errors
     /// When the process is gone, or the kernel refuses.
-    pub fn attach(process: Process, settings: &Settings) -> Result<Self, Error> {
+    pub fn attach(process: Arc<Process>, settings: &Settings) -> Result<Self, Error> {
         let mut reader = MappingReader::default();
         let change = reader.refresh(&process)?;
         let mut images = Images::read(&process, &change.added);
@@ -138,7 +138,8 @@ impl Tracer {
         let elapsed = self.elapsed();
         if self.history.is_due(elapsed) {
             let count = self.programs.stack_count();
-            self.history.keep(elapsed, snapshot::live_bytes(self.programs.books(), count));
+            self.history
+                .keep(elapsed, snapshot::live_bytes(self.programs.books(), count));
         }
     }
 
@@ -196,7 +197,10 @@ impl Tracer {
             }
         }
         if change.unnamed > 0 {
-            self.add_note(format!("stacks stop in {} mappings: too many came and went", change.unnamed));
+            self.add_note(format!(
+                "stacks stop in {} mappings: too many came and went",
+                change.unnamed
+            ));
         }
     }
 
@@ -210,13 +214,18 @@ impl Tracer {
             Ok(Some(table)) => match self.programs.tables().add_file(table) {
                 Some(placed) => placed,
                 None => {
-                    self.add_note(format!("stacks stop in {}: no room for its unwind table", mapping.file_name()));
+                    self.add_note(format!(
+                        "stacks stop in {}: no room for its unwind table",
+                        mapping.file_name()
+                    ));
                     FileTable::NONE
                 }
             },
             Ok(None) => FileTable::FRAME_POINTERS,
             Err(reason) => {
-                self.coverage.not_covered.push(format!("stacks stop in {}: {reason}", mapping.file_name()));
+                self.coverage
+                    .not_covered
+                    .push(format!("stacks stop in {}: {reason}", mapping.file_name()));
                 FileTable::NONE
             }
         };
@@ -226,7 +235,8 @@ impl Tracer {
 
     /// Frees first: a free that is seen before its allocation is harmless, one that is missed is a false leak.
     fn attach_probes(&mut self, images: &Images, floor: bool) -> Result<(), Error> {
-        let pid = NonZeroU32::new(self.process.pid()).ok_or(Error::Usage("a process id is never 0".into()))?;
+        let pid =
+            NonZeroU32::new(self.process.pid()).ok_or(Error::Usage("a process id is never 0".into()))?;
         let mut sites: Vec<(&Site, &Arc<File>)> = images.sites().collect();
         sites.sort_by_key(|(site, _)| site.function != AllocFunction::Free);
         for (site, file) in sites {
@@ -246,5 +256,11 @@ fn limits(settings: &Settings, room: TableRoom) -> Limits {
         pages: room.pages.saturating_add(SPARE_PAGES),
         prefixes: PREFIXES,
     };
-    Limits { blocks: settings.max_live, threads: THREADS, stacks: STACKS, frames: FRAMES, tables }
+    Limits {
+        blocks: settings.max_live,
+        threads: THREADS,
+        stacks: STACKS,
+        frames: FRAMES,
+        tables,
+    }
 }

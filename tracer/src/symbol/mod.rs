@@ -1,1 +1,223 @@
-//! symbol.
+//! Names for addresses: functions, inlined calls, files and lines.
+//!
+//! A [`Symbolizer`] reads the files that the target itself maps, through descriptors opened before; what it parsed and
+//! found is kept from one snapshot to the next. Sources, best first:
+//!
+//! 1. DWARF in a separate debug file of the host (`/usr/lib/debug`, by build id or `.gnu_debuglink`), when only root
+//!    can write it and it belongs to the image;
+//! 2. DWARF in the image itself;
+//! 3. the symbol tables of both, of which only functions of known size that cover the address count.
+//!
+//! Code that none of these names is called `module+0xADDRESS`, ADDRESS being the *virtual address in the file* (what
+//! `addr2line` and `objdump` take); for code that no file backs it is the offset in the mapping.
+//!
+//! Not read: `perf` maps, links to debug files outside the debug directories, and anything else the target could use
+//! to choose which file a privileged process opens. Not solved here: DWARF is parsed in this process, and a hostile
+//! image can make the parser fail in ways that end it.
+
+mod debug_file;
+mod demangle;
+mod elf;
+mod intern;
+mod module;
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use blazesym::symbolize::Symbolizer as Blazesym;
+use memtrace_ebpf::unwind::frame;
+
+pub(crate) use debug_file::hex;
+use intern::Strings;
+use module::{Module, ModuleKey};
+
+use crate::target::{Backing, Mapping, Mappings};
+
+/// One function at an address; an address has several when calls were inlined.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Line {
+    /// The function's name, demangled.
+    pub function: Arc<str>,
+    /// Its name in the symbol table or in DWARF, when that differs.
+    pub system_name: Option<Arc<str>>,
+    /// The source file, as the compiler recorded it.
+    pub file: Option<Arc<str>>,
+    /// The line in `file`; 0 when not known.
+    pub line: u32,
+    /// The column in `line`; 0 when not known.
+    pub column: u32,
+}
+
+/// The functions at one address of a module, the innermost inlined first.
+pub(crate) type Resolved = Arc<[Line]>;
+
+/// What is known of one frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Symbolized {
+    /// The address that was looked up (virtual address in the process): inside the call instruction.
+    pub address: u64,
+    /// The mapping that holds the address, when it is known.
+    pub mapping: Option<u16>,
+    /// The functions at the address, the innermost inlined first; never empty.
+    pub lines: Arc<[Line]>,
+    /// Whether the names are functions' names; otherwise `lines` is the single `module+0xADDRESS`.
+    pub named: bool,
+}
+
+/// The frames of a snapshot, symbolized.
+#[derive(Clone, Debug, Default)]
+pub struct Symbols(HashMap<u64, Symbolized>);
+
+impl Symbols {
+    /// What is known of a packed frame; `None` when it was not among those symbolized.
+    pub fn get(&self, frame: u64) -> Option<&Symbolized> {
+        self.0.get(&frame)
+    }
+
+    /// How many distinct frames there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Finds names, and remembers them; serves any number of processes.
+///
+/// It holds `Rc`s of blazesym's and so stays on the thread that made it.
+#[derive(Debug)]
+pub struct Symbolizer {
+    blazesym: Blazesym,
+    debug_directories: Vec<PathBuf>,
+    modules: HashMap<ModuleKey, Option<Module>>,
+    strings: Strings,
+}
+
+impl Default for Symbolizer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Symbolizer {
+    /// A symbolizer that takes separate debug files from `/usr/lib/debug`.
+    pub fn new() -> Self {
+        Self::with_debug_directories([debug_file::DEBUG_DIRECTORY])
+    }
+
+    /// A symbolizer that takes separate debug files from these directories of the host, or none.
+    pub fn with_debug_directories(directories: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        let debug_directories: Vec<PathBuf> = directories.into_iter().map(Into::into).collect();
+        let blazesym = Blazesym::builder()
+            // Files are opened once, by descriptor.
+            .enable_auto_reload(false)
+            .enable_code_info(true)
+            .enable_inlined_fns(true)
+            // `demangle` does it, and keeps the raw name too.
+            .enable_demangling(false)
+            // For the links of debug files that are already trusted (`dwz`).
+            .set_debug_dirs(Some(&debug_directories))
+            .build();
+        Self {
+            blazesym,
+            debug_directories,
+            modules: HashMap::new(),
+            strings: Strings::default(),
+        }
+    }
+
+    /// Names packed frames ([`memtrace_ebpf::unwind::frame`]), which may repeat.
+    pub fn symbolize(&mut self, mappings: &Mappings, frames: impl IntoIterator<Item = u64>) -> Symbols {
+        let mut by_mapping: HashMap<u16, Vec<u64>> = HashMap::new();
+        let mut symbols = HashMap::new();
+        for packed in frames {
+            if let Entry::Vacant(entry) = symbols.entry(packed) {
+                entry.insert(unknown(packed, &mut self.strings));
+                by_mapping.entry(frame::mapping(packed)).or_default().push(packed);
+            }
+        }
+        for (id, frames) in by_mapping {
+            if let Some(mapping) = mappings.get(id) {
+                self.symbolize_mapping(mapping, &frames, &mut symbols);
+            }
+        }
+        Symbols(symbols)
+    }
+
+    fn symbolize_mapping(
+        &mut self,
+        mapping: &Mapping,
+        frames: &[u64],
+        symbols: &mut HashMap<u64, Symbolized>,
+    ) {
+        let mut module = ModuleKey::of(mapping).and_then(|key| {
+            let open = || Module::open(mapping, &self.debug_directories);
+            self.modules.entry(key).or_insert_with(open).as_mut()
+        });
+        let virtual_address = |packed| frame::lookup_address(packed).wrapping_sub(mapping.bias);
+        if let Some(module) = &mut module {
+            let addresses: Vec<u64> = frames.iter().copied().map(virtual_address).collect();
+            module.resolve(&addresses, &self.blazesym, &mut self.strings);
+        }
+        let label = module_label(mapping);
+        for packed in frames.iter().copied() {
+            let address = virtual_address(packed);
+            let found = module.as_ref().and_then(|module| module.get(address)).cloned();
+            let named = found.is_some();
+            let lines = found.unwrap_or_else(|| {
+                let offset = match mapping.backing {
+                    Backing::Anonymous => frame::lookup_address(packed).wrapping_sub(mapping.begin),
+                    _ => address,
+                };
+                only_name(&format!("{label}+{offset:#x}"), &mut self.strings)
+            });
+            let symbolized = Symbolized {
+                address: frame::lookup_address(packed),
+                mapping: Some(mapping.id),
+                lines,
+                named,
+            };
+            symbols.insert(packed, symbolized);
+        }
+    }
+}
+
+/// A frame of a mapping that is not known.
+fn unknown(packed: u64, strings: &mut Strings) -> Symbolized {
+    Symbolized {
+        address: frame::lookup_address(packed),
+        mapping: None,
+        lines: only_name("[unknown code]", strings),
+        named: false,
+    }
+}
+
+fn only_name(name: &str, strings: &mut Strings) -> Resolved {
+    Arc::new([Line {
+        function: strings.intern(name),
+        system_name: None,
+        file: None,
+        line: 0,
+        column: 0,
+    }])
+}
+
+/// What a mapping is called in `module+0xADDRESS`: the file's name without its directory.
+fn module_label(mapping: &Mapping) -> String {
+    let name = mapping
+        .path
+        .file_name()
+        .unwrap_or_else(|| Path::new("[anonymous code]").as_os_str());
+    let name = name.to_string_lossy();
+    // The kernel appends this to the path of a file that has been unlinked (fs/d_path.c).
+    name.strip_suffix(" (deleted)").unwrap_or(&name).to_owned()
+}
+
+#[cfg(test)]
+mod tests;

@@ -104,7 +104,10 @@ impl MappingReader {
 
     /// The mappings that live now.
     pub fn live(&self) -> impl Iterator<Item = &Arc<Mapping>> {
-        self.known.all.iter().filter(|mapping| self.live.contains(&mapping.id))
+        self.known
+            .all
+            .iter()
+            .filter(|mapping| self.live.contains(&mapping.id))
     }
 
     /// Reads `/proc/PID/maps` again.
@@ -177,10 +180,17 @@ impl MappingReader {
     }
 
     fn open_file(&self, process: &Process, mapping: &mut Mapping) {
-        let known = self.known.all.iter().rev().find_map(|other| match &other.backing {
-            Backing::File(file) if other.file_id == mapping.file_id && other.path == mapping.path => Some(file),
-            _ => None,
-        });
+        let known = self
+            .known
+            .all
+            .iter()
+            .rev()
+            .find_map(|other| match &other.backing {
+                Backing::File(file) if other.file_id == mapping.file_id && other.path == mapping.path => {
+                    Some(file)
+                }
+                _ => None,
+            });
         let opened = match known {
             Some(file) => Ok(Arc::clone(file)),
             None => open_mapped_file(process.pid(), mapping.begin, mapping.end).map(Arc::new),
@@ -198,7 +208,10 @@ impl MappingReader {
 /// Opens the file behind a mapping through the kernel's own link to it, whatever its path means in which view.
 fn open_mapped_file(pid: u32, begin: u64, end: u64) -> io::Result<File> {
     let link = format!("/proc/{pid}/map_files/{begin:x}-{end:x}");
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(link)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(link)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
@@ -219,7 +232,10 @@ fn describe_image<'data>(mapping: &mut Mapping, data: impl ReadRef<'data>) {
     });
     if let Some(segment) = segment {
         let (offset, _) = segment.file_range();
-        let address = segment.address().wrapping_sub(offset).wrapping_add(mapping.file_offset);
+        let address = segment
+            .address()
+            .wrapping_sub(offset)
+            .wrapping_add(mapping.file_offset);
         mapping.bias = mapping.begin.wrapping_sub(address);
     }
 }
@@ -248,5 +264,11 @@ fn file_id(entry: &MemoryMap) -> (u64, u64) {
 }
 
 fn identity_of(entry: &MemoryMap) -> Identity {
-    (entry.address.0, entry.address.1, entry.offset, file_id(entry), path_of(&entry.pathname))
+    (
+        entry.address.0,
+        entry.address.1,
+        entry.offset,
+        file_id(entry),
+        path_of(&entry.pathname),
+    )
 }

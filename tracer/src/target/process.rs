@@ -7,7 +7,10 @@ use std::{
 };
 
 use procfs::{ProcError, process::MemoryMap};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 
 use super::TargetError;
 
@@ -44,21 +47,37 @@ impl Process {
         let proc = procfs::process::Process::new(raw.as_raw_nonzero().get()).map_err(|e| lost(pid, e))?;
         let status = proc.status().map_err(|e| lost(pid, e))?;
         if status.tgid != raw.as_raw_nonzero().get() {
-            return Err(TargetError::IsThread { pid, process: status.tgid as u32 });
+            return Err(TargetError::IsThread {
+                pid,
+                process: status.tgid as u32,
+            });
         }
         let pidfd = pidfd_open(raw, PidfdFlags::empty()).map_err(|error| match error {
             rustix::io::Errno::SRCH | rustix::io::Errno::INVAL => TargetError::NoSuchProcess { pid },
-            other => TargetError::Unreadable { pid, source: other.into() },
+            other => TargetError::Unreadable {
+                pid,
+                source: other.into(),
+            },
         })?;
         if status.state.starts_with('Z') {
             return Err(TargetError::Ended { pid });
         }
         // Only kernel threads, and processes that have just ended, have no address space.
         if status.vmsize.is_none() {
-            return Err(TargetError::KernelThread { pid, name: status.name });
+            return Err(TargetError::KernelThread {
+                pid,
+                name: status.name,
+            });
         }
         let executable = proc.exe().map_err(|e| lost(pid, e))?;
-        Ok(Self { info: ProcessInfo { pid, name: status.name, executable }, pidfd })
+        Ok(Self {
+            info: ProcessInfo {
+                pid,
+                name: status.name,
+                executable,
+            },
+            pidfd,
+        })
     }
 
     /// What is known of it.
@@ -74,6 +93,12 @@ impl Process {
     /// The descriptor that becomes readable when the process ends.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Whether it has ended; a zombie has.
+    pub fn has_ended(&self) -> bool {
+        let mut watched = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        matches!(poll(&mut watched, Some(&Timespec::default())), Ok(count) if count > 0)
     }
 
     /// `/proc/PID/maps`.
@@ -94,13 +119,21 @@ impl Process {
     /// When not every byte could be read.
     pub fn read_memory(&self, address: u64, buffer: &mut [u8]) -> io::Result<()> {
         let wanted = buffer.len();
-        let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: wanted };
-        let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: wanted };
+        let local = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: wanted,
+        };
+        let remote = libc::iovec {
+            iov_base: address as *mut libc::c_void,
+            iov_len: wanted,
+        };
         // SAFETY: `local` describes `buffer`, which the kernel fills; `remote` is only checked against the target.
         let read = unsafe { libc::process_vm_readv(self.info.pid as i32, &local, 1, &remote, 1, 0) };
         match usize::try_from(read) {
             Ok(read) if read == wanted => Ok(()),
-            Ok(read) => Err(io::Error::other(format!("only {read} of {wanted} bytes at {address:#x}"))),
+            Ok(read) => Err(io::Error::other(format!(
+                "only {read} of {wanted} bytes at {address:#x}"
+            ))),
             Err(_) => Err(io::Error::last_os_error()),
         }
     }
@@ -109,11 +142,15 @@ impl Process {
 fn lost(pid: u32, error: ProcError) -> TargetError {
     match error {
         ProcError::NotFound(_) => TargetError::NoSuchProcess { pid },
-        ProcError::PermissionDenied(_) => {
-            TargetError::Unreadable { pid, source: io::ErrorKind::PermissionDenied.into() }
-        }
+        ProcError::PermissionDenied(_) => TargetError::Unreadable {
+            pid,
+            source: io::ErrorKind::PermissionDenied.into(),
+        },
         // Reading a file in /proc of a process that has just ended.
         ProcError::Io(error, _) if error.raw_os_error() == Some(libc::ESRCH) => TargetError::Ended { pid },
-        other => TargetError::Unreadable { pid, source: io::Error::other(other) },
+        other => TargetError::Unreadable {
+            pid,
+            source: io::Error::other(other),
+        },
     }
 }

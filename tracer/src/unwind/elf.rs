@@ -40,7 +40,12 @@ impl<'d> Image<'d> {
         let executable = segments
             .iter()
             .filter(|segment| segment.p_type(LE) == PT_LOAD && segment.p_flags(LE) & PF_X != 0)
-            .map(|segment| (segment.p_vaddr(LE), segment.p_vaddr(LE).saturating_add(segment.p_memsz(LE))))
+            .map(|segment| {
+                (
+                    segment.p_vaddr(LE),
+                    segment.p_vaddr(LE).saturating_add(segment.p_memsz(LE)),
+                )
+            })
             .collect();
         // Section headers are not needed to run a file: whatever is wrong with them, the segments may do.
         let by_section = by_section(header, data).ok().flatten();
@@ -75,10 +80,11 @@ struct FileRange {
 impl FileRange {
     fn read<'d, R: ReadRef<'d>>(&self, data: R) -> Result<&'d [u8], UnwindError> {
         Limit::SectionBytes.check(self.size)?;
-        data.read_bytes_at(self.offset, self.size).map_err(|()| UnwindError::Truncated {
-            offset: self.offset,
-            size: self.size,
-        })
+        data.read_bytes_at(self.offset, self.size)
+            .map_err(|()| UnwindError::Truncated {
+                offset: self.offset,
+                size: self.size,
+            })
     }
 }
 
@@ -97,7 +103,10 @@ fn by_section<'d, R: ReadRef<'d>>(
     if section.sh_type(LE) == SHT_NOBITS || section.sh_size(LE) == 0 {
         return Ok(None);
     }
-    let range = FileRange { offset: section.sh_offset(LE), size: section.sh_size(LE) };
+    let range = FileRange {
+        offset: section.sh_offset(LE),
+        size: section.sh_size(LE),
+    };
     Ok(Some((range, section.sh_addr(LE))))
 }
 
@@ -108,13 +117,22 @@ fn by_segment<'d, R: ReadRef<'d>>(
     segments: &[ProgramHeader64<LE>],
     data: R,
 ) -> Result<Option<(FileRange, u64)>, UnwindError> {
-    let Some(hdr_segment) = segments.iter().find(|segment| segment.p_type(LE) == PT_GNU_EH_FRAME) else {
+    let Some(hdr_segment) = segments
+        .iter()
+        .find(|segment| segment.p_type(LE) == PT_GNU_EH_FRAME)
+    else {
         return Ok(None);
     };
     let hdr_address = hdr_segment.p_vaddr(LE);
-    let hdr_range = FileRange { offset: hdr_segment.p_offset(LE), size: hdr_segment.p_filesz(LE) };
+    let hdr_range = FileRange {
+        offset: hdr_segment.p_offset(LE),
+        size: hdr_segment.p_filesz(LE),
+    };
     let hdr = EhFrameHdr::new(hdr_range.read(data)?, LittleEndian)
-        .parse(&BaseAddresses::default().set_eh_frame_hdr(hdr_address), ADDRESS_SIZE)
+        .parse(
+            &BaseAddresses::default().set_eh_frame_hdr(hdr_address),
+            ADDRESS_SIZE,
+        )
         .map_err(|source| UnwindError::EhFrameHdr { source })?;
     let Pointer::Direct(address) = hdr.eh_frame_ptr() else {
         return Ok(None);

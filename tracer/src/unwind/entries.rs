@@ -24,7 +24,12 @@ impl<'d> Entries<'d> {
     /// `zero_terminated`: the section ends at a length of zero. Else such a length is skipped: linkers leave the
     /// terminators of object files between entries.
     pub fn new(section: &'d [u8], zero_terminated: bool) -> Self {
-        Self { section, position: 0, zero_terminated, damaged: false }
+        Self {
+            section,
+            position: 0,
+            zero_terminated,
+            damaged: false,
+        }
     }
 
     /// Whether the iteration ended at a length that leads out of the section.
@@ -33,7 +38,10 @@ impl<'d> Entries<'d> {
     }
 
     fn u32_at(&self, position: usize) -> Option<u32> {
-        self.section.get(position..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
+        self.section
+            .get(position..)?
+            .first_chunk()
+            .map(|bytes| u32::from_le_bytes(*bytes))
     }
 
     /// The entry at the current position, which moves behind it; `None` if it leads out of the section.
@@ -51,7 +59,11 @@ impl<'d> Entries<'d> {
         }
         let id = self.u32_at(id_at)?;
         self.position = end;
-        Some(if id == 0 { Entry::Cie(offset) } else { Entry::Fde(offset) })
+        Some(if id == 0 {
+            Entry::Cie(offset)
+        } else {
+            Entry::Fde(offset)
+        })
     }
 }
 

@@ -37,13 +37,20 @@ struct Fde {
 impl<'d> Frames<'d> {
     /// Reads all entries, but none of their instructions.
     pub fn collect(image: &Image<'d>, stats: &mut TableStats) -> Result<Self, UnwindError> {
-        let mut frames =
-            Self { section: image.section(), bases: image.bases.clone(), cies: Vec::new(), fdes: Vec::new() };
+        let mut frames = Self {
+            section: image.section(),
+            bases: image.bases.clone(),
+            cies: Vec::new(),
+            fdes: Vec::new(),
+        };
         let mut work = 0_u64;
         let mut entries = Entries::new(image.eh_frame, image.zero_terminated);
         for entry in &mut entries {
             match entry {
-                Entry::Cie(offset) => match frames.section.cie_from_offset(&frames.bases, EhFrameOffset(offset)) {
+                Entry::Cie(offset) => match frames
+                    .section
+                    .cie_from_offset(&frames.bases, EhFrameOffset(offset))
+                {
                     Ok(cie) => frames.cies.push((offset, cie)),
                     Err(_) => stats.malformed += 1,
                 },
@@ -126,13 +133,25 @@ impl<'d> Frames<'d> {
     }
 
     /// Notes a description, cut to the executable segment that it starts in.
-    fn add(&mut self, fde: &FrameDescriptionEntry<Slice<'d>>, executable: &[(u64, u64)], stats: &mut TableStats) {
+    fn add(
+        &mut self,
+        fde: &FrameDescriptionEntry<Slice<'d>>,
+        executable: &[(u64, u64)],
+        stats: &mut TableStats,
+    ) {
         let start = fde.initial_address();
-        let segment_end = executable.iter().find(|(first, end)| (*first..*end).contains(&start)).map(|range| range.1);
+        let segment_end = executable
+            .iter()
+            .find(|(first, end)| (*first..*end).contains(&start))
+            .map(|range| range.1);
         match segment_end {
             Some(segment_end) if fde.len() > 0 => {
                 let end = start.saturating_add(fde.len()).min(segment_end);
-                self.fdes.push(Fde { start, end, offset: fde.offset() });
+                self.fdes.push(Fde {
+                    start,
+                    end,
+                    offset: fde.offset(),
+                });
             }
             _ => stats.dropped_fdes += 1,
         }
@@ -140,11 +159,12 @@ impl<'d> Frames<'d> {
 
     /// The description at this offset of the section.
     fn fde(&self, offset: usize) -> gimli::Result<FrameDescriptionEntry<Slice<'d>>> {
-        self.section.fde_from_offset(&self.bases, EhFrameOffset(offset), |_, _, EhFrameOffset(cie)| {
-            // Only entries that were met before: so a CIE is read once, and never from the middle of another entry.
-            let index = self.cies.binary_search_by_key(&cie, |(offset, _)| *offset);
-            let index = index.map_err(|_| gimli::Error::NotCieId(cie as u64))?;
-            Ok(self.cies[index].1.clone())
-        })
+        self.section
+            .fde_from_offset(&self.bases, EhFrameOffset(offset), |_, _, EhFrameOffset(cie)| {
+                // Only entries that were met before: so a CIE is read once, and never from the middle of another entry.
+                let index = self.cies.binary_search_by_key(&cie, |(offset, _)| *offset);
+                let index = index.map_err(|_| gimli::Error::NotCieId(cie as u64))?;
+                Ok(self.cies[index].1.clone())
+            })
     }
 }

@@ -128,7 +128,11 @@ impl Limit {
 
     /// An error if `value` is over the limit.
     fn check(self, value: u64) -> Result<(), UnwindError> {
-        if value > self.max() { Err(UnwindError::TooLarge { limit: self }) } else { Ok(()) }
+        if value > self.max() {
+            Err(UnwindError::TooLarge { limit: self })
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -156,14 +160,24 @@ impl UnwindTable {
     /// [`UnwindError::NoEhFrame`] if there is none; the others if the file cannot be read or exceeds a [`Limit`].
     pub fn from_elf<'d, R: object::ReadRef<'d>>(data: R) -> Result<Self, UnwindError> {
         let image = Image::parse(data)?;
-        let mut stats = TableStats { section_bytes: image.eh_frame.len() as u64, ..TableStats::default() };
+        let mut stats = TableStats {
+            section_bytes: image.eh_frame.len() as u64,
+            ..TableStats::default()
+        };
         let frames = Frames::collect(&image, &mut stats)?;
         let mut writer = RowWriter::new(frames.address_range())?;
         frames.write_rows(&mut writer, &mut stats)?;
         let (rows, pages, base_page) = writer.finish();
-        stats.unsupported_rows =
-            rows.iter().filter(|row| row.cfa_kind == CfaKind::Unsupported as u8).count() as u32;
-        Ok(Self { rows, pages, base_page, stats })
+        stats.unsupported_rows = rows
+            .iter()
+            .filter(|row| row.cfa_kind == CfaKind::Unsupported as u8)
+            .count() as u32;
+        Ok(Self {
+            rows,
+            pages,
+            base_page,
+            stats,
+        })
     }
 
     /// The row in force at a virtual address of the file; `None` if the address is in no page or in an empty one.

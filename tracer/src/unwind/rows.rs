@@ -24,7 +24,12 @@ impl RowWriter {
         let base = if lowest < FIRST_FAR_PAGE { 0 } else { lowest };
         Limit::Pages.check((addresses.end >> PAGE_SHIFT).saturating_sub(base))?;
         let base_page = u32::try_from(base).map_err(|_| UnwindError::TooLarge { limit: Limit::Pages })?;
-        Ok(Self { rows: Vec::new(), pages: Vec::new(), base_page, in_force: Rule::NO_INFO })
+        Ok(Self {
+            rows: Vec::new(),
+            pages: Vec::new(),
+            base_page,
+            in_force: Rule::NO_INFO,
+        })
     }
 
     /// From `address` on, `rule` holds. Addresses must ascend and lie in the writer's range, its end included.
@@ -55,7 +60,10 @@ impl RowWriter {
     }
 
     fn open_page(&mut self) {
-        self.pages.push(Page { start: self.rows.len() as u32, count: 0 });
+        self.pages.push(Page {
+            start: self.rows.len() as u32,
+            count: 0,
+        });
     }
 
     fn push(&mut self, pc_low: u16, rule: Rule) {

@@ -42,7 +42,12 @@ impl Rule {
     pub const NO_INFO: Self = Self::of_kind(CfaKind::NoInfo);
 
     const fn of_kind(cfa_kind: CfaKind) -> Self {
-        Self { cfa_kind, fp_kind: FpKind::Same, cfa_offset: 0, fp_offset: 0 }
+        Self {
+            cfa_kind,
+            fp_kind: FpKind::Same,
+            cfa_offset: 0,
+            fp_offset: 0,
+        }
     }
 
     /// The row at this address of its page.
@@ -72,7 +77,12 @@ impl Rule {
             return Self::UNSUPPORTED;
         };
         let (fp_kind, fp_offset) = fp(line.register(X86_64::RBP), section);
-        Self { cfa_kind, fp_kind, cfa_offset, fp_offset }
+        Self {
+            cfa_kind,
+            fp_kind,
+            cfa_offset,
+            fp_offset,
+        }
     }
 
     /// A signal trampoline is one whose CFA is the `rsp` of the `ucontext` at `sp`.
@@ -83,8 +93,16 @@ impl Rule {
         match Operations::parse(expression, section).as_deref() {
             Some(
                 [
-                    Operation::RegisterOffset { register: X86_64::RSP, offset: UCONTEXT_SP, .. },
-                    Operation::Deref { size: 8, space: false, .. },
+                    Operation::RegisterOffset {
+                        register: X86_64::RSP,
+                        offset: UCONTEXT_SP,
+                        ..
+                    },
+                    Operation::Deref {
+                        size: 8,
+                        space: false,
+                        ..
+                    },
                 ],
             ) => Self::of_kind(CfaKind::Signal),
             _ => Self::UNSUPPORTED,
@@ -95,8 +113,14 @@ impl Rule {
 /// The CFA rule and its offset in words.
 fn cfa(rule: &CfaRule<usize>, section: &EhFrame<Slice<'_>>) -> Option<(CfaKind, u16)> {
     match rule {
-        CfaRule::RegisterAndOffset { register: X86_64::RSP, offset } => Some((CfaKind::Sp, unsigned_words(*offset)?)),
-        CfaRule::RegisterAndOffset { register: X86_64::RBP, offset } => Some((CfaKind::Fp, unsigned_words(*offset)?)),
+        CfaRule::RegisterAndOffset {
+            register: X86_64::RSP,
+            offset,
+        } => Some((CfaKind::Sp, unsigned_words(*offset)?)),
+        CfaRule::RegisterAndOffset {
+            register: X86_64::RBP,
+            offset,
+        } => Some((CfaKind::Fp, unsigned_words(*offset)?)),
         CfaRule::RegisterAndOffset { .. } => None,
         CfaRule::Expression(expression) => cfa_expression(&Operations::parse(expression, section)?),
     }
@@ -105,22 +129,48 @@ fn cfa(rule: &CfaRule<usize>, section: &EhFrame<Slice<'_>>) -> Option<(CfaKind, 
 fn cfa_expression(operations: &[Operation<Slice<'_>>]) -> Option<(CfaKind, u16)> {
     match operations {
         [
-            Operation::RegisterOffset { register: X86_64::RBP, offset, .. },
-            Operation::Deref { size: 8, space: false, .. },
+            Operation::RegisterOffset {
+                register: X86_64::RBP,
+                offset,
+                ..
+            },
+            Operation::Deref {
+                size: 8,
+                space: false,
+                ..
+            },
         ] => Some((CfaKind::DerefFp, signed_words(*offset)? as u16)),
         [
-            Operation::RegisterOffset { register: X86_64::RSP, offset, .. },
-            Operation::Deref { size: 8, space: false, .. },
+            Operation::RegisterOffset {
+                register: X86_64::RSP,
+                offset,
+                ..
+            },
+            Operation::Deref {
+                size: 8,
+                space: false,
+                ..
+            },
             Operation::PlusConstant { value: 8 },
         ] => Some((CfaKind::DerefSp, unsigned_words(*offset)?)),
         // The linker's own description of a procedure linkage table: entries of 16 bytes, and the first `threshold`
         // bytes of each run before its push.
         [
-            Operation::RegisterOffset { register: X86_64::RSP, offset: 8, .. },
-            Operation::RegisterOffset { register: X86_64::RA, offset: 0, .. },
+            Operation::RegisterOffset {
+                register: X86_64::RSP,
+                offset: 8,
+                ..
+            },
+            Operation::RegisterOffset {
+                register: X86_64::RA,
+                offset: 0,
+                ..
+            },
             Operation::UnsignedConstant { value: 15 },
             Operation::And,
-            Operation::UnsignedConstant { value: threshold @ 0..16 },
+            Operation::UnsignedConstant {
+                value: threshold @ 0..16,
+            },
             Operation::Ge,
             Operation::UnsignedConstant { value: 3 },
             Operation::Shl,
@@ -141,21 +191,36 @@ fn fp(rule: Option<RegisterRule<usize>>, section: &EhFrame<Slice<'_>>) -> (FpKin
     known.unwrap_or((FpKind::Undefined, 0))
 }
 
-fn fp_expression(expression: &UnwindExpression<usize>, section: &EhFrame<Slice<'_>>) -> Option<(FpKind, i16)> {
+fn fp_expression(
+    expression: &UnwindExpression<usize>,
+    section: &EhFrame<Slice<'_>>,
+) -> Option<(FpKind, i16)> {
     match &*Operations::parse(expression, section)? {
-        [Operation::RegisterOffset { register: X86_64::RBP, offset, .. }] => {
-            Some((FpKind::AtFp, signed_words(*offset)?))
-        }
+        [
+            Operation::RegisterOffset {
+                register: X86_64::RBP,
+                offset,
+                ..
+            },
+        ] => Some((FpKind::AtFp, signed_words(*offset)?)),
         _ => None,
     }
 }
 
 fn unsigned_words(bytes: i64) -> Option<u16> {
-    if bytes % 8 == 0 { u16::try_from(bytes / 8).ok() } else { None }
+    if bytes % 8 == 0 {
+        u16::try_from(bytes / 8).ok()
+    } else {
+        None
+    }
 }
 
 fn signed_words(bytes: i64) -> Option<i16> {
-    if bytes % 8 == 0 { i16::try_from(bytes / 8).ok() } else { None }
+    if bytes % 8 == 0 {
+        i16::try_from(bytes / 8).ok()
+    } else {
+        None
+    }
 }
 
 /// The operations of a short expression.
@@ -168,9 +233,16 @@ impl<'d> Operations<'d> {
     /// `None` if the expression is damaged or longer than any that a row can stand for.
     fn parse(expression: &UnwindExpression<usize>, section: &EhFrame<Slice<'d>>) -> Option<Self> {
         let Expression(bytes) = expression.get(section).ok()?;
-        let encoding = Encoding { address_size: 8, format: Format::Dwarf32, version: 4 };
+        let encoding = Encoding {
+            address_size: 8,
+            format: Format::Dwarf32,
+            version: 4,
+        };
         let mut operations = Expression(bytes).operations(encoding);
-        let mut parsed = Self { operations: [Operation::Nop; MAX_OPERATIONS], len: 0 };
+        let mut parsed = Self {
+            operations: [Operation::Nop; MAX_OPERATIONS],
+            len: 0,
+        };
         while let Some(operation) = operations.next().ok()? {
             *parsed.operations.get_mut(parsed.len)? = operation;
             parsed.len += 1;

@@ -30,9 +30,19 @@ fn expected_cfa_expression(bytes: &[u8]) -> Option<(CfaKind, u16)> {
             Some((CfaKind::DerefSp, u16::try_from(words(sleb(offset)?)?).ok()?))
         }
         // DW_OP_breg7 8, DW_OP_breg16 0, DW_OP_lit15, DW_OP_and, DW_OP_lit<n>, DW_OP_ge, DW_OP_lit3, DW_OP_shl, DW_OP_plus
-        [0x77, 0x08, 0x80, 0x00, 0x3f, 0x1a, n @ 0x30..=0x3f, 0x2a, 0x33, 0x24, 0x22] => {
-            Some((CfaKind::Plt, u16::from(n - 0x30)))
-        }
+        [
+            0x77,
+            0x08,
+            0x80,
+            0x00,
+            0x3f,
+            0x1a,
+            n @ 0x30..=0x3f,
+            0x2a,
+            0x33,
+            0x24,
+            0x22,
+        ] => Some((CfaKind::Plt, u16::from(n - 0x30))),
         _ => None,
     }
 }
@@ -50,7 +60,9 @@ fn words(bytes: i64) -> Option<i64> {
 }
 
 fn expression<'d>(expression: &UnwindExpression<usize>, section: &EhFrame<Slice<'d>>) -> &'d [u8] {
-    let Expression(bytes) = expression.get(section).expect("a real library's expressions are intact");
+    let Expression(bytes) = expression
+        .get(section)
+        .expect("a real library's expressions are intact");
     bytes.slice()
 }
 
@@ -91,7 +103,13 @@ fn expected(line: &UnwindTableRow<usize>, fde: &Fde<'_>, section: &EhFrame<Slice
     let (fp_kind, fp_offset) = fp
         .and_then(|(kind, words)| Some((kind, i16::try_from(words).ok()?)))
         .unwrap_or((FpKind::Undefined, 0));
-    Row { pc_low: 0, cfa_kind: kind as u8, fp_kind: fp_kind as u8, cfa_offset: offset, fp_offset }
+    Row {
+        pc_low: 0,
+        cfa_kind: kind as u8,
+        fp_kind: fp_kind as u8,
+        cfa_offset: offset,
+        fp_offset,
+    }
 }
 
 fn is_same_rule(row: Row, expected: Row) -> bool {
@@ -101,9 +119,14 @@ fn is_same_rule(row: Row, expected: Row) -> bool {
 /// Compares every line of every frame description; returns how many addresses it compared.
 fn compare_with_gimli(path: &str, data: &[u8], table: &UnwindTable) -> usize {
     let file = object::File::parse(data).expect("a system library parses");
-    let eh_frame = file.section_by_name(".eh_frame").expect("a system library has .eh_frame");
+    let eh_frame = file
+        .section_by_name(".eh_frame")
+        .expect("a system library has .eh_frame");
     let bases = BaseAddresses::default().set_eh_frame(eh_frame.address());
-    let section = EhFrame::new(eh_frame.data().expect(".eh_frame is not compressed"), LittleEndian);
+    let section = EhFrame::new(
+        eh_frame.data().expect(".eh_frame is not compressed"),
+        LittleEndian,
+    );
     let mut context = UnwindContext::new();
     let mut compared = 0;
     let mut check = |address: u64, expected: Row| {
@@ -119,10 +142,14 @@ fn compare_with_gimli(path: &str, data: &[u8], table: &UnwindTable) -> usize {
     let mut entries = section.entries(&bases);
     while let Some(entry) = entries.next().expect("entries are intact") {
         let CieOrFde::Fde(partial) = entry else { continue };
-        let fde = partial.parse(EhFrame::cie_from_offset).expect("frame descriptions are intact");
+        let fde = partial
+            .parse(EhFrame::cie_from_offset)
+            .expect("frame descriptions are intact");
         starts.push(fde.initial_address());
         ends.push(fde.end_address());
-        let mut lines = fde.rows(&section, &bases, &mut context).expect("CIE instructions are intact");
+        let mut lines = fde
+            .rows(&section, &bases, &mut context)
+            .expect("CIE instructions are intact");
         while let Some(line) = lines.next_row().expect("FDE instructions are intact") {
             let (first, end) = (line.start_address(), line.end_address());
             if first >= end {
@@ -154,19 +181,32 @@ fn compare_with_gimli(path: &str, data: &[u8], table: &UnwindTable) -> usize {
 fn check_pages(path: &str, table: &UnwindTable) {
     let mut next_start = 0;
     for (i, page) in table.pages.iter().enumerate() {
-        assert_eq!(page.start, next_start, "{path}: rows of page {i} do not follow those before");
+        assert_eq!(
+            page.start, next_start,
+            "{path}: rows of page {i} do not follow those before"
+        );
         next_start += page.count;
         let rows = &table.rows[page.start as usize..next_start as usize];
-        assert!(rows.first().is_none_or(|row| row.pc_low == 0), "{path}: page {i} starts with a gap");
+        assert!(
+            rows.first().is_none_or(|row| row.pc_low == 0),
+            "{path}: page {i} starts with a gap"
+        );
         for pair in rows.windows(2) {
-            assert!(pair[0].pc_low < pair[1].pc_low, "{path}: rows of page {i} are out of order: {pair:?}");
+            assert!(
+                pair[0].pc_low < pair[1].pc_low,
+                "{path}: rows of page {i} are out of order: {pair:?}"
+            );
             assert!(
                 !is_same_rule(pair[1], Row { pc_low: 0, ..pair[0] }),
                 "{path}: a row of page {i} repeats the one before: {pair:?}"
             );
         }
     }
-    assert_eq!(next_start as usize, table.rows.len(), "{path}: rows that belong to no page");
+    assert_eq!(
+        next_start as usize,
+        table.rows.len(),
+        "{path}: rows that belong to no page"
+    );
 }
 
 fn compare_library(path: &str, at_least: usize) {
@@ -175,8 +215,16 @@ fn compare_library(path: &str, at_least: usize) {
     check_pages(path, &table);
     let compared = compare_with_gimli(path, &data, &table);
     assert!(compared >= at_least, "{path}: only {compared} addresses compared");
-    assert_eq!((table.stats.malformed, table.stats.overlapping_fdes), (0, 0), "{path}");
-    println!("{path}: {compared} addresses, {} rows, {:?}", table.rows.len(), table.stats);
+    assert_eq!(
+        (table.stats.malformed, table.stats.overlapping_fdes),
+        (0, 0),
+        "{path}"
+    );
+    println!(
+        "{path}: {compared} addresses, {} rows, {:?}",
+        table.rows.len(),
+        table.stats
+    );
 }
 
 #[test]
@@ -235,7 +283,9 @@ fn rows_of_function(data: &[u8], name: &str) -> Vec<Row> {
         .find(|symbol| symbol.name() == Ok(name))
         .unwrap_or_else(|| panic!("libc exports {name}"));
     let table = table(data);
-    (symbol.address()..symbol.address() + symbol.size()).filter_map(|address| table.row_at(address)).collect()
+    (symbol.address()..symbol.address() + symbol.size())
+        .filter_map(|address| table.row_at(address))
+        .collect()
 }
 
 #[test]
@@ -252,7 +302,11 @@ fn thread_start_of_glibc_ends_the_stack() {
 fn process_start_ends_the_stack() {
     let path: PathBuf = std::env::current_exe().expect("a running test has an executable");
     let data = std::fs::read(path).expect("this executable is readable");
-    let entry = object::File::parse(&*data).expect("this executable parses").entry();
-    let row = table(&data).row_at(entry + 4).expect("_start has a frame description");
+    let entry = object::File::parse(&*data)
+        .expect("this executable parses")
+        .entry();
+    let row = table(&data)
+        .row_at(entry + 4)
+        .expect("_start has a frame description");
     assert_eq!(row.cfa_kind, CfaKind::End as u8);
 }

@@ -1,0 +1,232 @@
+//! Which of a stack's frames tell a reader the most.
+
+use std::collections::HashMap;
+
+use crate::symbol::Line;
+
+/// The most frames shown of one stack.
+const MOST: usize = 6;
+/// Shared frames are shown too until there are this many.
+const LEAST: usize = 3;
+
+/// The frames of a stack that are worth showing, innermost first.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Excerpt<'a> {
+    /// The library function that the first frame called to allocate (`std::vector<int>::push_back`), if it was one.
+    pub(super) via: Option<&'a str>,
+    /// The frames, with the gaps between them.
+    pub(super) parts: Vec<Part<'a>>,
+}
+
+/// One line of an excerpt.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Part<'a> {
+    /// A frame.
+    Frame(&'a Line),
+    /// This many frames that are not shown.
+    Gap(usize),
+}
+
+/// Chooses the frames that tell these stacks apart; each is innermost first and not empty.
+///
+/// Allocators, the standard libraries and what runs before `main` are left out. Of the rest, a stack's innermost frame is
+/// always shown, then the frames at which it parts from the other stacks, then those that few of the others share.
+pub(super) fn excerpts<'a>(stacks: &[&'a [Line]]) -> Vec<Excerpt<'a>> {
+    let own: Vec<Own<'a>> = stacks.iter().map(|lines| Own::of(lines)).collect();
+    let shared = shared_functions(&own);
+    own.iter()
+        .enumerate()
+        .map(|(this, stack)| {
+            let partings = partings(&own, this);
+            Excerpt {
+                via: stack.via,
+                parts: with_gaps(stack, &choose(stack, &partings, &shared)),
+            }
+        })
+        .collect()
+}
+
+/// A stack without the frames that are never of interest.
+struct Own<'a> {
+    via: Option<&'a str>,
+    frames: Vec<&'a Line>,
+}
+
+impl<'a> Own<'a> {
+    fn of(lines: &'a [Line]) -> Self {
+        let first = lines.iter().position(|line| !is_library(&line.function));
+        let Some(first) = first else {
+            // Nothing but libraries: the function that called the allocator is the best there is.
+            let first = lines
+                .iter()
+                .position(|line| !is_allocator(&line.function))
+                .unwrap_or(0);
+            return Self {
+                via: None,
+                frames: lines[first..].iter().take(MOST).collect(),
+            };
+        };
+        let via = lines[..first]
+            .iter()
+            .rev()
+            .map(|line| &*line.function)
+            .find(|name| !is_allocator(name));
+        Self {
+            via,
+            frames: lines[first..]
+                .iter()
+                .filter(|line| !is_library(&line.function))
+                .collect(),
+        }
+    }
+}
+
+/// The functions that more than half of the stacks contain, when there are enough stacks to say so.
+fn shared_functions<'a>(stacks: &[Own<'a>]) -> HashMap<&'a str, usize> {
+    let mut containing: HashMap<&str, usize> = HashMap::new();
+    for stack in stacks {
+        let mut functions: Vec<&str> = stack.frames.iter().map(|line| &*line.function).collect();
+        functions.sort_unstable();
+        functions.dedup();
+        for function in functions {
+            *containing.entry(function).or_default() += 1;
+        }
+    }
+    containing.retain(|_, count| stacks.len() >= 3 && *count * 2 > stacks.len());
+    containing
+}
+
+/// The positions at which a stack parts from those that begin like it.
+fn partings(stacks: &[Own<'_>], this: usize) -> Vec<usize> {
+    let frames = &stacks[this].frames;
+    let mut partings: Vec<usize> = stacks
+        .iter()
+        .enumerate()
+        .filter(|(other, _)| *other != this)
+        .map(|(_, other)| {
+            frames
+                .iter()
+                .zip(&other.frames)
+                .take_while(|(mine, theirs)| mine == theirs)
+                .count()
+        })
+        .filter(|common| (1..frames.len()).contains(common))
+        .collect();
+    partings.sort_unstable();
+    partings.dedup();
+    partings
+}
+
+fn choose(stack: &Own<'_>, partings: &[usize], shared: &HashMap<&str, usize>) -> Vec<usize> {
+    let mut chosen = vec![0];
+    // The outermost parting tells a stack from the one that is most like it.
+    chosen.extend(partings.iter().rev().take(MOST - 1));
+    let rest = |is_shared: bool| {
+        (1..stack.frames.len())
+            .filter(move |at| shared.contains_key(&*stack.frames[*at].function) == is_shared)
+    };
+    for at in rest(false) {
+        if chosen.len() < MOST && !chosen.contains(&at) {
+            chosen.push(at);
+        }
+    }
+    for at in rest(true) {
+        if chosen.len() < LEAST && !chosen.contains(&at) {
+            chosen.push(at);
+        }
+    }
+    chosen.sort_unstable();
+    chosen
+}
+
+fn with_gaps<'a>(stack: &Own<'a>, chosen: &[usize]) -> Vec<Part<'a>> {
+    let mut parts = Vec::new();
+    let mut next = 0;
+    for at in chosen.iter().copied() {
+        push_gap(&mut parts, at - next);
+        parts.push(Part::Frame(stack.frames[at]));
+        next = at + 1;
+    }
+    push_gap(&mut parts, stack.frames.len() - next);
+    parts
+}
+
+fn push_gap(parts: &mut Vec<Part<'_>>, frames: usize) {
+    if frames > 0 {
+        parts.push(Part::Gap(frames));
+    }
+}
+
+/// Whether a function belongs to an allocator, to a standard library or to what calls `main` and threads.
+fn is_library(function: &str) -> bool {
+    const STARTERS: [&str; 9] = [
+        "_start",
+        "__libc_start_main",
+        "__libc_start_main_impl",
+        "__libc_start_call_main",
+        "start_thread",
+        "clone",
+        "clone3",
+        "__clone3",
+        "execute_native_thread_routine",
+    ];
+    is_allocator(function) || STARTERS.contains(&function) || is_standard_library(function)
+}
+
+fn is_standard_library(function: &str) -> bool {
+    const NAMESPACES: [&str; 6] = [
+        "std::",
+        "core::",
+        "alloc::",
+        "hashbrown::",
+        "__gnu_cxx::",
+        "__rustc::",
+    ];
+    let is_inside = |path: &str| NAMESPACES.iter().any(|namespace| path.starts_with(namespace));
+    // Rust: `<alloc::string::String as core::clone::Clone>::clone`, and `<T as alloc::…>::to_vec` for every `T`.
+    let Some(implementation) = function.strip_prefix('<') else {
+        return is_inside(function);
+    };
+    let (of, interface) = implementation.split_once(" as ").unwrap_or((implementation, ""));
+    is_inside(of) || (is_inside(interface) && matches!(of, "T" | "&T" | "[T]" | "F" | "I"))
+}
+
+/// Whether a function is an allocator's own, by any of the names that allocators give it.
+fn is_allocator(function: &str) -> bool {
+    const NAMES: [&str; 20] = [
+        "malloc",
+        "calloc",
+        "realloc",
+        "reallocarray",
+        "aligned_alloc",
+        "memalign",
+        "posix_memalign",
+        "valloc",
+        "pvalloc",
+        "mallocx",
+        "rallocx",
+        "int_malloc",
+        "int_memalign",
+        "int_realloc",
+        "mid_memalign",
+        "operator new",
+        "operator new[]",
+        "rust_alloc",
+        "rust_alloc_zeroed",
+        "rust_realloc",
+    ];
+    const PREFIXES: [&str; 5] = ["libc_", "rjem_", "je_", "tc_", "mi_"];
+    const RUST: [&str; 3] = ["alloc::alloc::", "<alloc::alloc::Global ", "__rustc::"];
+    if RUST.iter().any(|prefix| function.starts_with(prefix)) {
+        return true;
+    }
+    let name = function.trim_start_matches('_');
+    let name = PREFIXES
+        .iter()
+        .find_map(|prefix| name.strip_prefix(prefix))
+        .unwrap_or(name);
+    NAMES.contains(&name) || name.starts_with("rdl_")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! The line that shows on a terminal what goes on while tracing.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::text;
+
+/// What the status line shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Since tracing began.
+    pub elapsed: Duration,
+    /// Bytes that live now.
+    pub live_bytes: u64,
+    /// Blocks that live now.
+    pub live_objects: u64,
+    /// By how much `live_bytes` changes in a minute, when there are two readings to tell from.
+    pub change_per_minute: Option<i64>,
+    /// Events that could not be recorded.
+    pub not_recorded: u64,
+}
+
+impl Status {
+    /// The line's text, without colour.
+    pub fn text(&self) -> String {
+        let mut text = format!(
+            "{}  live {} in {} objects",
+            text::duration(self.elapsed),
+            text::bytes(self.live_bytes),
+            text::count(self.live_objects)
+        );
+        if let Some(change) = self.change_per_minute {
+            text.push_str(&format!("  {} per minute", text::change(change)));
+        }
+        if self.not_recorded > 0 {
+            text.push_str(&format!(
+                "  {} events not recorded",
+                text::count(self.not_recorded)
+            ));
+        }
+        text
+    }
+}
+
+/// The status line, on standard error. It costs nothing between updates.
+#[derive(Debug)]
+pub struct StatusLine(ProgressBar);
+
+impl StatusLine {
+    /// A line that shows only when it is not `quiet` and standard error is a terminal.
+    pub fn new(quiet: bool) -> Self {
+        let target = if quiet {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
+        let bar = ProgressBar::with_draw_target(None, target);
+        bar.set_style(
+            ProgressStyle::with_template("{wide_msg}").expect("the template is a constant that parses"),
+        );
+        Self(bar)
+    }
+
+    /// Whether anybody sees it; when not, there is no need to gather a [`Status`].
+    pub fn is_visible(&self) -> bool {
+        !self.0.is_hidden()
+    }
+
+    /// Shows a new status.
+    pub fn update(&self, status: &Status) {
+        self.0.set_message(status.text());
+        self.0.tick();
+    }
+
+    /// Clears the line while `print` writes something else to the terminal.
+    pub fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.0.suspend(print)
+    }
+
+    /// Clears the line for good.
+    pub fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Status, StatusLine};
+
+    #[test]
+    fn what_the_line_says() {
+        let mut status = Status {
+            elapsed: Duration::from_millis(12_340),
+            live_bytes: 31 << 20,
+            live_objects: 12_300,
+            ..Status::default()
+        };
+        assert_eq!(status.text(), "12.3 s  live 31.0 MiB in 12.3 k objects");
+        status.change_per_minute = Some(-(3 << 20));
+        status.not_recorded = 7;
+        assert_eq!(
+            status.text(),
+            "12.3 s  live 31.0 MiB in 12.3 k objects  −3.00 MiB per minute  7 events not recorded"
+        );
+    }
+
+    #[test]
+    fn a_quiet_line_is_not_seen() {
+        let line = StatusLine::new(true);
+        assert!(!line.is_visible());
+        line.update(&Status::default());
+        assert_eq!(line.suspend(|| 5), 5);
+        line.finish();
+    }
+}

@@ -1,0 +1,148 @@
+//! Colour and width.
+
+use std::{borrow::Cow, fmt::Display};
+
+use crate::{symbol::Line, text::printable};
+
+/// How lines look (SGR codes of ECMA-48).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Style {
+    pub(super) colour: bool,
+    /// Columns.
+    pub(super) width: usize,
+}
+
+impl Style {
+    /// What the eye should find.
+    pub(super) fn bold(self, text: impl Display) -> String {
+        self.paint("1", text)
+    }
+
+    /// What it may pass over.
+    pub(super) fn dim(self, text: impl Display) -> String {
+        self.paint("2", text)
+    }
+
+    /// What is a reason to worry.
+    pub(super) fn warn(self, text: impl Display) -> String {
+        self.paint("33", text)
+    }
+
+    fn paint(self, code: &str, text: impl Display) -> String {
+        if self.colour {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_string()
+        }
+    }
+}
+
+/// How many columns a text takes, as far as one character takes one.
+pub(super) fn columns(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// A function's name in at most `width` columns, safe to print: template arguments go first, then the beginning.
+pub(super) fn shorten(name: &str, width: usize) -> String {
+    let name = printable(name);
+    if columns(&name) <= width {
+        return name.into_owned();
+    }
+    keep_end(&without_arguments(&name), width)
+}
+
+/// `src/cache.cpp:120` in at most `width` columns, safe to print; empty when the file is not known.
+pub(super) fn location(line: &Line, width: usize) -> String {
+    let Some(file) = &line.file else {
+        return String::new();
+    };
+    let file = printable(file);
+    let place = if line.line == 0 {
+        file
+    } else {
+        Cow::Owned(format!("{file}:{}", line.line))
+    };
+    keep_end(&place, width)
+}
+
+/// The end of a text says more of a path or a qualified name than its beginning.
+fn keep_end(text: &str, width: usize) -> String {
+    let length = columns(text);
+    if length <= width {
+        return text.to_owned();
+    }
+    let kept = text.chars().skip(length - width.saturating_sub(1));
+    std::iter::once('…').chain(kept).collect()
+}
+
+/// `a<b<c>, d>::e` becomes `a<…>::e`. A leading `<`, as in Rust's `<T as Trait>::f`, and operators stay.
+fn without_arguments(name: &str) -> String {
+    let mut short = String::with_capacity(name.len());
+    let mut depth = 0_usize;
+    for (at, character) in name.char_indices() {
+        let before = &name[..at];
+        let is_operator =
+            before.ends_with("operator") || before.ends_with("operator<") || before.ends_with('-');
+        match character {
+            '<' if at > 0 && !is_operator && !before.ends_with([' ', '(', '&']) => {
+                if depth == 0 {
+                    short.push_str("<…>");
+                }
+                depth += 1;
+            }
+            '<' if depth > 0 => depth += 1,
+            '>' if depth > 0 && !is_operator => depth -= 1,
+            _ if depth > 0 => {}
+            _ => short.push(character),
+        }
+    }
+    short
+}
+
+/// Words in lines of at most `width` columns; every line but the first begins with `indent`.
+pub(super) fn wrap(text: &str, width: usize, indent: &str) -> String {
+    let mut wrapped = String::with_capacity(text.len() + 16);
+    let mut column = 0;
+    for word in text.split(' ') {
+        let length = columns(word);
+        if column > 0 && column + 1 + length > width {
+            wrapped.push('\n');
+            wrapped.push_str(indent);
+            column = columns(indent);
+        } else if column > 0 {
+            wrapped.push(' ');
+            column += 1;
+        }
+        wrapped.push_str(word);
+        column += length;
+    }
+    wrapped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{shorten, wrap};
+
+    #[test]
+    fn names_are_shortened_where_they_say_least() {
+        let vector = "std::vector<int, std::allocator<int> >::push_back";
+        assert_eq!(shorten(vector, 80), vector);
+        assert_eq!(shorten(vector, 30), "std::vector<…>::push_back");
+        assert_eq!(shorten(vector, 12), "…::push_back");
+        assert_eq!(
+            shorten("<store::Map<u8, u16> as Put>::put_all", 33),
+            "<store::Map<…> as Put>::put_all"
+        );
+        assert_eq!(
+            shorten("store::operator<< <char, int>", 28),
+            "store::operator<< <char, int>".replace("store", "…tore")
+        );
+        assert_eq!(shorten("a\x1bb", 80), r"a\u{1b}b");
+    }
+
+    #[test]
+    fn lines_are_broken_between_words() {
+        assert_eq!(wrap("one two three four", 9, "  "), "one two\n  three\n  four");
+        assert_eq!(wrap("unbreakable", 4, ""), "unbreakable");
+    }
+}

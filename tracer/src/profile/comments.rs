@@ -1,0 +1,143 @@
+//! What a profile says of itself in words: when, whose, what is covered, and what was lost.
+
+use memtrace_ebpf::layout::EndReason;
+
+use crate::{
+    snapshot::{Losses, Site, Snapshot},
+    text::printable,
+    time::rfc3339,
+};
+
+/// The comments of a snapshot's profiles, one a line.
+pub(super) fn of(snapshot: &Snapshot) -> Vec<String> {
+    let Snapshot {
+        process,
+        coverage,
+        losses,
+        ..
+    } = snapshot;
+    let mut lines = vec![
+        format!(
+            "memtrace {}: process {} ({})",
+            env!("CARGO_PKG_VERSION"),
+            process.pid,
+            printable(&process.name)
+        ),
+        format!("tracing began at {}", rfc3339(snapshot.started)),
+        format!(
+            "duration {:.3} s; every value counts from then: older blocks are not in it",
+            snapshot.duration.as_secs_f64()
+        ),
+    ];
+    if coverage.allocators.is_empty() {
+        lines.push("covered: nothing; empty values mean that memtrace could not look".to_owned());
+    }
+    lines.extend(
+        coverage
+            .allocators
+            .iter()
+            .map(|allocator| format!("covered: {allocator}")),
+    );
+    lines.extend(
+        coverage
+            .not_covered
+            .iter()
+            .map(|what| format!("not covered: {what}")),
+    );
+    if snapshot.failed_calls > 0 {
+        lines.push(format!(
+            "{}: allocator calls that returned no memory",
+            snapshot.failed_calls
+        ));
+    }
+    let before = lines.len();
+    lines.extend(
+        self::losses(losses)
+            .into_iter()
+            .map(|(count, what)| format!("lost: {count} {what}")),
+    );
+    if lines.len() == before {
+        lines.push("nothing was lost".to_owned());
+    }
+    if losses.truncated.is_empty() {
+        lines.push("every recorded stack is complete".to_owned());
+    }
+    lines.extend(
+        losses
+            .truncated
+            .iter()
+            .map(|(why, blocks)| format!("truncated stacks: {blocks} blocks: {}", reason(*why))),
+    );
+    lines
+}
+
+/// The counters that are not 0, each with its words; truncated stacks are not among them.
+pub(crate) fn losses(losses: &Losses) -> Vec<(u64, &'static str)> {
+    let Losses {
+        blocks_full,
+        blocks_full_bytes,
+        threads_full,
+        without_stack,
+        unmatched_frees,
+        missed_frees,
+        abandoned_calls,
+        unmatched_returns,
+        nested_too_deep,
+        unreadable_results,
+        truncated: _,
+    } = losses;
+    let all = [
+        (
+            *blocks_full,
+            "blocks not recorded: the block table was full (--max-live raises its size)",
+        ),
+        (*blocks_full_bytes, "bytes in these blocks"),
+        (*threads_full, "calls not recorded: the thread table was full"),
+        (
+            *without_stack,
+            "blocks recorded without their stack: the stack table was full or no walk state was free",
+        ),
+        (
+            *unmatched_frees,
+            "frees of blocks that are not in the books: older than the tracing, or of an untraced call",
+        ),
+        (*missed_frees, "blocks whose free was missed"),
+        (*abandoned_calls, "calls that never returned"),
+        (
+            *unmatched_returns,
+            "returns of calls that began before the tracing",
+        ),
+        (*nested_too_deep, "calls nested deeper than the books can hold"),
+        (
+            *unreadable_results,
+            "results of posix_memalign that could not be read",
+        ),
+    ];
+    all.into_iter().filter(|(count, _)| *count > 0).collect()
+}
+
+/// The frame that stands for what is missing of a site's stack; `None` when it is complete.
+pub(crate) fn missing_frames(site: &Site) -> Option<String> {
+    match site.end {
+        _ if site.frames.is_empty() => Some("[stack not recorded]".to_owned()),
+        EndReason::Complete => None,
+        why => Some(format!("[stack truncated: {}]", reason(why))),
+    }
+}
+
+/// Why a stack is not complete, in words.
+pub(crate) fn reason(reason: EndReason) -> &'static str {
+    match reason {
+        EndReason::Running => "the walk did not finish",
+        EndReason::Complete => "complete",
+        EndReason::TooDeep => "too deep",
+        EndReason::UnknownMapping => "unknown mapping",
+        EndReason::NoUnwindInfo => "no unwind info",
+        EndReason::UnsupportedRule => "unsupported unwind rule",
+        EndReason::LostFramePointer => "frame pointer lost",
+        EndReason::DidNotAdvance => "stack did not advance",
+        EndReason::UnreadableStack => "stack not readable",
+        EndReason::UnknownTrampoline => "unknown return trampoline",
+        EndReason::OutOfSteps => "out of steps",
+    }
+}
