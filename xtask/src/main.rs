@@ -1,5 +1,6 @@
 //! memtrace's developer commands: `cargo xtask setup`, `build`, `run`, `test` and `bench`, one module each.
 
+mod bench;
 mod build;
 mod process;
 mod run;
@@ -46,6 +47,9 @@ enum Command {
         /// Run only the tests whose name contains this text.
         filter: Option<String>,
     },
+    /// Measure what tracing costs.
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +70,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Run { args } if args.is_empty() => run::demo(),
         Command::Run { args } => run::memtrace(&args),
+        Command::Bench(bench) => bench::bench(&bench),
         Command::Test { filter } => test::test(filter.as_deref()),
     }
 }

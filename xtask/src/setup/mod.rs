@@ -13,7 +13,11 @@ mod linker;
 mod toolchain;
 mod verify;
 
-use anyhow::Result;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+use crate::process;
 
 /// The name under which the toolchain is linked; `tracer/build.rs` asks for it.
 const TOOLCHAIN: &str = "memtrace-ebpf";
@@ -34,4 +38,15 @@ pub fn setup(tests: bool) -> Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// A program's path; installs the Debian package that holds it if need be.
+///
+/// # Errors
+/// When it cannot be installed.
+pub fn program(name: &str, package: &str) -> Result<PathBuf> {
+    if process::find(name).is_none() {
+        debian::install(&[package])?;
+    }
+    process::find(name).with_context(|| format!("the package {package} brought no program {name}"))
 }

@@ -1,0 +1,1 @@
+//! What memtrace itself costs.
