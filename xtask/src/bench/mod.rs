@@ -49,6 +49,8 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
     }
     let Bench::Pair(options) = bench;
     pair::pair(options)?;
-    if !options.pairs_only {}
+    if !options.pairs_only {
+        costs::costs()?;
+    }
     Ok(ExitCode::SUCCESS)
 }
