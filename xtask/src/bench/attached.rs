@@ -1,0 +1,111 @@
+//! How many breakpoints there are in a process's libc: the one sign of an attached tracer that all tracers share.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// No tracer here needs longer to attach or detach.
+const LIMIT: Duration = Duration::from_secs(30);
+/// Probes are set one after the other: attached is who set none for this long.
+const QUIET: Duration = Duration::from_millis(500);
+const STEP: Duration = Duration::from_millis(20);
+
+/// x86's `int3`.
+const BREAKPOINT: u8 = 0xcc;
+
+/// The code of a process's libc, to compare with what its file holds.
+pub struct Code {
+    memory: File,
+    begin: u64,
+    original: Vec<u8>,
+}
+
+impl Code {
+    /// Finds the code of libc in a running process.
+    ///
+    /// # Errors
+    /// When the process is gone or maps no libc.
+    pub fn of(pid: u32) -> Result<Self> {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+        let mut fields = maps
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .find(|fields| fields.len() == 6 && fields[1].contains('x') && fields[5].ends_with("/libc.so.6"))
+            .with_context(|| format!("process {pid} maps no libc.so.6"))?
+            .into_iter();
+        let mut next = || fields.next().unwrap_or_default();
+        let (range, _permissions, offset) = (next(), next(), next());
+        let (begin, end) = range
+            .split_once('-')
+            .context("a range in /proc/PID/maps has a dash")?;
+        let number = |text| u64::from_str_radix(text, 16).context("/proc/PID/maps is hexadecimal");
+        let mut original = vec![0; usize::try_from(number(end)? - number(begin)?)?];
+        File::open(format!("/proc/{pid}/map_files/{range}"))?
+            .read_exact_at(&mut original, number(offset)?)?;
+        Ok(Self {
+            memory: File::open(format!("/proc/{pid}/mem"))?,
+            begin: number(begin)?,
+            original,
+        })
+    }
+
+    /// The number of breakpoints now.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn breakpoints(&self) -> Result<usize> {
+        let mut now = vec![0; self.original.len()];
+        self.memory
+            .read_exact_at(&mut now, self.begin)
+            .context("the target died")?;
+        Ok(now
+            .iter()
+            .zip(&self.original)
+            .filter(|(now, was)| **now == BREAKPOINT && now != was)
+            .count())
+    }
+
+    /// Waits until a tracer is attached, and returns the number of its breakpoints and the time until the last was set.
+    /// `alive` fails when the tracer has ended.
+    ///
+    /// # Errors
+    /// When no breakpoint appears, or the tracer or the process is gone.
+    pub fn wait_attached(&self, mut alive: impl FnMut() -> Result<()>) -> Result<(usize, Duration)> {
+        let start = Instant::now();
+        let (mut count, mut changed) = (0, start);
+        while count == 0 || changed.elapsed() < QUIET {
+            alive()?;
+            let now = self.breakpoints()?;
+            if now != count {
+                (count, changed) = (now, Instant::now());
+            } else if start.elapsed() > LIMIT {
+                bail!(
+                    "no breakpoint appeared in the target within {} s",
+                    LIMIT.as_secs()
+                );
+            }
+            sleep(STEP);
+        }
+        Ok((count, changed - start))
+    }
+
+    /// Waits until no breakpoint is left.
+    ///
+    /// # Errors
+    /// When the tracer leaves some behind.
+    pub fn wait_detached(&self) -> Result<()> {
+        let start = Instant::now();
+        while self.breakpoints()? > 0 {
+            if start.elapsed() > LIMIT {
+                bail!("the tracer left breakpoints in the target");
+            }
+            sleep(STEP);
+        }
+        Ok(())
+    }
+}

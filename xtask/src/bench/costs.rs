@@ -1,0 +1,222 @@
+//! What memtrace itself costs: while nothing happens, to attach, and for a snapshot of a large heap.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{
+    contestant::Tracer,
+    statistics::Samples,
+    target::{Program, Target},
+};
+use crate::{
+    build::{Profile, build},
+    process, setup, signal, workspace,
+};
+
+/// Between the attach and the measurement of the idle costs.
+const SETTLE: Duration = Duration::from_secs(2);
+/// How long idle costs are measured.
+const IDLE: Duration = Duration::from_secs(10);
+/// Attach times are medians of so many.
+const ATTACHES: usize = 5;
+/// Live blocks for the snapshot.
+const BLOCKS: u64 = 1_000_000;
+/// Enough room for [`BLOCKS`] and what the program itself holds.
+const MAX_LIVE: &str = "1200000";
+const SNAPSHOTS: usize = 3;
+/// No snapshot takes this long.
+const SNAPSHOT_LIMIT: Duration = Duration::from_secs(60);
+
+/// Measures and prints, one line each.
+///
+/// # Errors
+/// When a program cannot be built, installed or traced.
+pub fn costs() -> Result<()> {
+    let memtrace = build(Profile::Release)?;
+    let program = Program::prepare()?;
+    println!();
+    idle(&memtrace, &program)?;
+    let redis = setup::program("redis-server", "redis-server")?;
+    let socket = workspace::scratch().join("redis.sock");
+    let arguments: [&Path; 6] = [
+        "--port".as_ref(),
+        "0".as_ref(),
+        "--unixsocket".as_ref(),
+        &socket,
+        "--save".as_ref(),
+        "".as_ref(),
+    ];
+    attach("redis-server", &memtrace, process::command(redis).args(arguments))?;
+    // Debian's own, which uses libc's malloc for all but small objects; a python3 earlier on PATH may be a script.
+    let python = setup::program("/usr/bin/python3", "python3")?;
+    attach(
+        "python3",
+        &memtrace,
+        process::command(python).args(["-c", "import time; time.sleep(600)"]),
+    )?;
+    snapshot(&memtrace, &program)
+}
+
+/// The command that traces `pid` and writes profiles to the directory, which must not exist.
+fn trace(memtrace: &Path, pid: u32) -> Result<(Command, PathBuf)> {
+    let output = workspace::scratch().join("profiles");
+    if output.exists() {
+        fs::remove_dir_all(&output)?;
+    }
+    let mut command = process::command(memtrace);
+    command
+        .args([
+            "--quiet",
+            "--max-live",
+            MAX_LIVE,
+            "--pid",
+            &pid.to_string(),
+            "--output",
+        ])
+        .arg(&output);
+    Ok((command, output))
+}
+
+/// CPU and memory while the target does nothing.
+fn idle(memtrace: &Path, program: &Program) -> Result<()> {
+    let target = Target::start(program.command(&[]))?;
+    let (command, _) = trace(memtrace, target.pid())?;
+    let mut tracer = Tracer::start(command, target.pid())?;
+    tracer.wait_attached()?;
+    sleep(SETTLE);
+    let before = cpu_ticks(tracer.pid())?;
+    sleep(IDLE);
+    let ticks = cpu_ticks(tracer.pid())? - before;
+    // SAFETY: sysconf only reads a constant of the kernel.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    println!(
+        "idle for {} s: {} ms CPU, {} KiB resident, {} KiB of eBPF maps",
+        IDLE.as_secs(),
+        ticks * 1000 / u64::try_from(per_second).unwrap_or(100),
+        resident(tracer.pid())?,
+        map_memory(tracer.pid())? / 1024,
+    );
+    tracer.end()
+}
+
+/// User and system time so far (clock ticks; fields 14 and 15 of `/proc/PID/stat`).
+fn cpu_ticks(pid: u32) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The command name, field 2, is in parentheses and may hold spaces.
+    let rest = stat
+        .rsplit_once(") ")
+        .context("/proc/PID/stat has no command name")?
+        .1;
+    let fields: Vec<&str> = rest.split(' ').collect();
+    match fields[..] {
+        [_, _, _, _, _, _, _, _, _, _, _, user, system, ..] => {
+            Ok(user.parse::<u64>()? + system.parse::<u64>()?)
+        }
+        _ => bail!("/proc/PID/stat is too short"),
+    }
+}
+
+/// Resident memory (KiB).
+fn resident(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+/// Kernel memory of the eBPF maps that a process has open (bytes).
+fn map_memory(pid: u32) -> Result<u64> {
+    let mut maps: BTreeMap<u64, u64> = BTreeMap::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        // A descriptor may be closed meanwhile.
+        let Ok(info) = fs::read_to_string(entry?.path()) else {
+            continue;
+        };
+        let field = |name| {
+            info.lines()
+                .find_map(|line| line.strip_prefix(name))
+                .and_then(|value| value.trim().parse().ok())
+        };
+        if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:")) {
+            maps.insert(id, bytes);
+        }
+    }
+    Ok(maps.values().sum())
+}
+
+/// A program of Debian's that waits to be traced; killed when dropped.
+struct Waiting(Child);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // Both fail only when it is gone already.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// From the start of memtrace until its last probe is set.
+fn attach(name: &str, memtrace: &Path, command: &mut Command) -> Result<()> {
+    command.stdout(Stdio::null());
+    signal::die_with_parent(command);
+    let target = Waiting(command.spawn().with_context(|| format!("cannot start {name}"))?);
+    sleep(SETTLE);
+    let mut samples = Samples::default();
+    for _ in 0..ATTACHES {
+        let (command, _) = trace(memtrace, target.0.id())?;
+        let mut tracer = Tracer::start(command, target.0.id())?;
+        let (_, time) = tracer.wait_attached()?;
+        samples.0.push(time.as_secs_f64() * 1000.0);
+        tracer.end()?;
+    }
+    print_median(&format!("attach to {name}"), &samples);
+    Ok(())
+}
+
+fn print_median(what: &str, milliseconds: &Samples) {
+    if let (Some(median), Some((low, high))) = (milliseconds.median(), milliseconds.range()) {
+        println!(
+            "{what}: {median:.0} ms ({low:.0} to {high:.0}, {} times)",
+            milliseconds.0.len()
+        );
+    }
+}
+
+/// From SIGUSR1 until the profile is there.
+fn snapshot(memtrace: &Path, program: &Program) -> Result<()> {
+    let mut target = Target::start(program.command(&[]))?;
+    let (command, output) = trace(memtrace, target.pid())?;
+    let mut tracer = Tracer::start(command, target.pid())?;
+    tracer.wait_attached()?;
+    target.hold(BLOCKS)?;
+    let profile = output.join("heap.pb.gz");
+    let mut samples = Samples::default();
+    for _ in 0..SNAPSHOTS {
+        let before = modified(&profile);
+        let start = Instant::now();
+        tracer.signal(libc::SIGUSR1);
+        while modified(&profile) == before {
+            if start.elapsed() > SNAPSHOT_LIMIT {
+                bail!("no snapshot within {} s of SIGUSR1", SNAPSHOT_LIMIT.as_secs());
+            }
+            sleep(Duration::from_millis(5));
+        }
+        samples.0.push(start.elapsed().as_secs_f64() * 1000.0);
+    }
+    print_median(&format!("snapshot of {BLOCKS} live blocks"), &samples);
+    tracer.end()
+}
+
+fn modified(file: &Path) -> Option<SystemTime> {
+    file.metadata().and_then(|metadata| metadata.modified()).ok()
+}

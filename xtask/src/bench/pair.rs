@@ -1,0 +1,119 @@
+//! The table: one malloc+free pair under each tracer.
+
+use anyhow::{Result, bail};
+
+use super::{
+    Options,
+    contestant::{Contestant, Kind},
+    statistics::Samples,
+    target::Program,
+};
+
+/// Before each measurement: caches, branch predictors and the tracer's own memory of the stack fill (ms).
+const WARM_UP: u64 = 50;
+
+/// What was measured of one contestant.
+struct Row {
+    contestant: Contestant,
+    cpu: Samples,
+    wall: Samples,
+    breakpoints: usize,
+}
+
+/// Measures in rounds, so that what disturbs the machine for a while disturbs every contestant, and prints the table.
+///
+/// # Errors
+/// When no contestant can run.
+pub fn pair(options: &Options) -> Result<()> {
+    let program = Program::prepare()?;
+    let mut rows: Vec<Row> = chosen(options)?.into_iter().filter_map(row).collect();
+    for round in 1..=options.rounds {
+        eprintln!("round {round} of {}", options.rounds);
+        rows.retain_mut(|row| {
+            let result = measure(row, &program, options.milliseconds);
+            result
+                .inspect_err(|error| eprintln!("{}: not measured: {error:#}", row.contestant.kind))
+                .is_ok()
+        });
+    }
+    if rows.is_empty() {
+        bail!("nothing could be measured");
+    }
+    print(&rows, options);
+    Ok(())
+}
+
+fn chosen(options: &Options) -> Result<Vec<Kind>> {
+    if let Some(unknown) = options
+        .only
+        .iter()
+        .find(|name| Kind::ALL.iter().all(|kind| kind.name() != **name))
+    {
+        bail!("there is no contestant `{unknown}`");
+    }
+    Ok(Kind::ALL
+        .into_iter()
+        .filter(|kind| options.only.is_empty() || options.only.iter().any(|name| name == kind.name()))
+        .collect())
+}
+
+fn row(kind: Kind) -> Option<Row> {
+    match Contestant::provide(kind) {
+        Ok(contestant) => Some(Row {
+            contestant,
+            cpu: Samples::default(),
+            wall: Samples::default(),
+            breakpoints: 0,
+        }),
+        Err(error) => {
+            eprintln!("{kind}: not measured: {error:#}");
+            None
+        }
+    }
+}
+
+fn measure(row: &mut Row, program: &Program, milliseconds: u64) -> Result<()> {
+    let mut session = row.contestant.start(program)?;
+    session.target.run(WARM_UP)?;
+    let batch = session.target.run(milliseconds)?;
+    row.breakpoints = session.breakpoints;
+    session.end()?;
+    row.cpu.0.push(batch.cpu);
+    row.wall.0.push(batch.wall);
+    Ok(())
+}
+
+fn print(rows: &[Row], options: &Options) {
+    let median = |kind| {
+        rows.iter()
+            .find(|row| row.contestant.kind == kind)
+            .and_then(|row| row.cpu.median())
+    };
+    let (floor, memleak) = (median(Kind::Floor), median(Kind::Memleak));
+    println!(
+        "\nOne malloc+free pair, 64 to 127 bytes, 16 frames deep, no frame pointers; {} rounds of {} ms.\n\
+         CPU time of the calling thread, the kernel's part included; nanoseconds, median (smallest to largest).\n",
+        options.rounds, options.milliseconds
+    );
+    println!("| tracer    | CPU ns | range             | elapsed ns | / floor | / memleak | breakpoints |");
+    println!("| --------- | -----: | ----------------: | ---------: | ------: | --------: | ----------: |");
+    for row in rows {
+        let (Some(cpu), Some(wall), Some((low, high))) =
+            (row.cpu.median(), row.wall.median(), row.cpu.range())
+        else {
+            continue;
+        };
+        println!(
+            "| {:9} | {cpu:6.0} | {:>17} | {wall:10.0} | {:>7} | {:>9} | {:11} |",
+            row.contestant.kind,
+            format!("{low:.0} to {high:.0}"),
+            ratio(cpu, floor),
+            ratio(cpu, memleak),
+            row.breakpoints
+        );
+    }
+}
+
+fn ratio(value: f64, reference: Option<f64>) -> String {
+    reference.map_or_else(|| "-".into(), |reference| format!("{:.3}", value / reference))
+}
