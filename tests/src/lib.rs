@@ -1,1 +1,17 @@
-//! End-to-end tests.
+//! What the end-to-end tests share: building target programs, starting them and memtrace, reading profiles.
+//!
+//! The tests in `tests/tests/` run the `memtrace` binary on real processes, as a user would: they see its command
+//! line, its output, its exit code and the profiles it writes, and nothing of its inside. A test that needs root or a
+//! program that is not installed prints `SKIPPED: reason` and passes; see [`skip`].
+
+pub mod child;
+pub mod compile;
+pub mod ground;
+pub mod kernel;
+pub mod profile;
+pub mod serial;
+pub mod skip;
+pub mod tracer;
+
+/// What went wrong in the harness or with a process: each test returns it, so that its context is printed.
+pub type Result<T, E = anyhow::Error> = std::result::Result<T, E>;

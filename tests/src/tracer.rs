@@ -1,0 +1,184 @@
+//! Running memtrace as a user does.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use tempfile::TempDir;
+
+use crate::{
+    Result,
+    child::{Child, PATIENCE},
+    compile,
+    profile::Heap,
+};
+
+/// A run of memtrace whose probes are live.
+#[derive(Debug)]
+pub struct Memtrace {
+    child: Child,
+    directory: TempDir,
+    /// The line that announced the probes, after `memtrace: tracing `.
+    pub announcement: String,
+}
+
+/// A run of memtrace that has ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// The report.
+    pub stdout: String,
+    /// Messages.
+    pub stderr: String,
+    directory: TempDir,
+}
+
+impl Memtrace {
+    /// Attaches to `pid` and waits until the probes are live. Profiles go to a new directory.
+    pub fn attach(pid: u32, arguments: &[&str]) -> Result<Self> {
+        let directory = new_directory()?;
+        let mut command = command()?;
+        command
+            .arg("--pid")
+            .arg(pid.to_string())
+            .arg("--output")
+            .arg(output(&directory))
+            .args(arguments);
+        let mut child = Child::spawn(&mut command)?;
+        match child.stderr.expect("memtrace: tracing ", PATIENCE) {
+            Ok(announcement) => Ok(Self {
+                child,
+                directory,
+                announcement,
+            }),
+            Err(error) => {
+                let stdout = child.stdout.all(Duration::from_millis(100));
+                Err(error.context(format!("memtrace did not attach to {pid}; its stdout:\n{stdout}")))
+            }
+        }
+    }
+
+    /// The process id of memtrace.
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Sends memtrace a signal.
+    pub fn signal(&self, signal: libc::c_int) -> Result<()> {
+        self.child.signal(signal)
+    }
+
+    /// Whether memtrace still runs.
+    pub fn is_running(&mut self) -> Result<bool> {
+        self.child.is_running()
+    }
+
+    /// Waits until memtrace has written the file, as after SIGUSR1, and reads it.
+    pub fn snapshot(&self, name: &str) -> Result<Heap> {
+        let path = output(&self.directory).join(name);
+        let deadline = std::time::Instant::now() + PATIENCE;
+        loop {
+            // A file that is still being written does not decode.
+            match Heap::read(&path) {
+                Ok(heap) => return Ok(heap),
+                Err(error) if std::time::Instant::now() > deadline => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    /// Sends SIGINT, as Ctrl-C does, and waits for the end.
+    pub fn interrupt(self) -> Result<Outcome> {
+        self.signal(libc::SIGINT)?;
+        self.finish(PATIENCE)
+    }
+
+    /// Interrupts and insists on success: exit code 0 and a heap profile.
+    pub fn stop(self) -> Result<(Heap, Outcome)> {
+        self.interrupt()?.succeeded()
+    }
+
+    /// Waits for the end.
+    pub fn finish(self, patience: Duration) -> Result<Outcome> {
+        finish(self.child, self.directory, patience)
+    }
+}
+
+impl Outcome {
+    /// Insists on exit code 0 and a heap profile.
+    pub fn succeeded(self) -> Result<(Heap, Self)> {
+        if self.code != Some(0) {
+            bail!("memtrace ended with {:?}:\n{}", self.code, self.stderr);
+        }
+        let heap = Heap::read(&self.output().join("heap.pb.gz"))?;
+        Ok((heap, self))
+    }
+
+    /// The directory of the profiles; it lives as long as this outcome.
+    pub fn output(&self) -> PathBuf {
+        output(&self.directory)
+    }
+}
+
+/// Runs memtrace with these arguments until it ends by itself.
+pub fn run<I: IntoIterator<Item: AsRef<OsStr>>>(arguments: I, patience: Duration) -> Result<Outcome> {
+    let directory = new_directory()?;
+    let mut command = command()?;
+    // A run without `--output` creates its directory in the working directory.
+    command.current_dir(directory.path()).args(arguments);
+    finish(Child::spawn(&mut command)?, directory, patience)
+}
+
+/// The memtrace under test, without arguments.
+pub fn command() -> Result<Command> {
+    let mut command = Command::new(binary()?);
+    command.env_remove("RUST_LOG").env("RUST_BACKTRACE", "1");
+    Ok(command)
+}
+
+/// The memtrace under test: `$MEMTRACE_BIN`, or the binary in cargo's build directory.
+pub fn binary() -> Result<PathBuf> {
+    let path = match std::env::var_os("MEMTRACE_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => compile::profile_directory()?.join("memtrace"),
+    };
+    // Absolute, because tests run it in directories of their own.
+    fs::canonicalize(&path).with_context(|| {
+        format!(
+            "no memtrace at {}: build it (`cargo build -p memtrace`) or set MEMTRACE_BIN",
+            path.display()
+        )
+    })
+}
+
+fn new_directory() -> Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix("memtrace-test-")
+        .tempdir()
+        .context("creating a directory for profiles")
+}
+
+fn output(directory: &TempDir) -> PathBuf {
+    Path::join(directory.path(), "profiles")
+}
+
+fn finish(mut child: Child, directory: TempDir, patience: Duration) -> Result<Outcome> {
+    let status = child.wait(patience).inspect_err(|_| {
+        // The reason is in what it said so far; the caller only learns that it hangs.
+        eprintln!("{}", child.stderr.all(Duration::ZERO));
+    })?;
+    let stdout = child.stdout.all(Duration::from_secs(2));
+    let stderr = child.stderr.all(Duration::from_secs(2));
+    Ok(Outcome {
+        code: status.code(),
+        stdout,
+        stderr,
+        directory,
+    })
+}
