@@ -41,7 +41,7 @@ impl Rule {
     /// Nothing covers this code.
     pub const NO_INFO: Self = Self::of_kind(CfaKind::NoInfo);
 
-    const fn of_kind(cfa_kind: CfaKind) -> Self {
+    pub const fn of_kind(cfa_kind: CfaKind) -> Self {
         Self {
             cfa_kind,
             fp_kind: FpKind::Same,
