@@ -1,0 +1,347 @@
+//! The parts of an ELF image that planning needs: symbols, code by virtual address, and function bounds.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use object::elf::{
+    EM_X86_64, ET_DYN, ET_EXEC, GNU_PROPERTY_X86_FEATURE_1_AND, GNU_PROPERTY_X86_FEATURE_1_SHSTK, PF_W, PF_X,
+    PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64, SHN_LORESERVE, SHN_UNDEF, SHN_XINDEX, STB_LOCAL,
+    STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, Sym64,
+};
+use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, Sym, SymbolTable};
+use object::{LittleEndian, Object, ObjectSection, ReadRef};
+
+use super::code::Code;
+use super::error::{PlanError, Refusal};
+use super::frames::{Frames, eh_frame_address};
+use super::function::AllocFunction;
+use super::reentry::CodeRanges;
+
+const ENDIAN: LittleEndian = LittleEndian;
+/// The longest function that is decoded and verified, in bytes.
+const MAX_FUNCTION: u64 = 1 << 20;
+
+/// One function by one address, under one or several names.
+#[derive(Clone, Debug)]
+pub(super) struct Definition {
+    /// What it does; the first of [`AllocFunction::ALL`] when several names mean the same.
+    pub function: AllocFunction,
+    /// The names at this address, without versions.
+    pub symbols: Vec<String>,
+    /// Virtual address.
+    pub address: u64,
+    /// `st_size`, 0 when unknown.
+    pub size: u64,
+}
+
+/// What the symbol tables say about the allocation functions.
+#[derive(Debug, Default)]
+pub(super) struct Definitions {
+    /// Functions to plan for, by address.
+    pub found: BTreeMap<u64, Definition>,
+    /// Names that are defined, but not as a function that can be probed.
+    pub refused: Vec<(String, u64, Refusal)>,
+}
+
+/// A function's bounds, in virtual addresses, and where they come from.
+#[derive(Debug)]
+pub(super) struct Bounds {
+    pub range: Range<u64>,
+    /// Whether `.eh_frame` confirms the beginning.
+    pub confirmed: bool,
+}
+
+/// A parsed ELF image.
+pub(super) struct Image<'d, R: ReadRef<'d>> {
+    file: ElfFile64<'d, LittleEndian, R>,
+    data: R,
+    frames: Option<Frames<'d>>,
+}
+
+impl<'d, R: ReadRef<'d>> Image<'d, R> {
+    pub fn parse(data: R) -> Result<Self, PlanError> {
+        let file = ElfFile64::<LittleEndian, R>::parse(data)?;
+        let machine = file.elf_header().e_machine(ENDIAN);
+        if machine != EM_X86_64 {
+            return Err(PlanError::Machine(machine));
+        }
+        let kind = file.elf_header().e_type(ENDIAN);
+        if kind != ET_EXEC && kind != ET_DYN {
+            return Err(PlanError::Type(kind));
+        }
+        let mut image = Self {
+            file,
+            data,
+            frames: None,
+        };
+        image.frames = image.find_frames();
+        Ok(image)
+    }
+
+    /// Whether the file has section headers; without them its symbols are not found.
+    pub fn has_sections(&self) -> bool {
+        self.file.sections().next().is_some()
+    }
+
+    /// Whether the image is marked as fit for a user shadow stack (`.note.gnu.property`).
+    pub fn allows_shadow_stack(&self) -> bool {
+        self.feature_bits()
+            .is_some_and(|bits| bits & GNU_PROPERTY_X86_FEATURE_1_SHSTK != 0)
+    }
+
+    fn feature_bits(&self) -> Option<u32> {
+        let notes = self
+            .file
+            .elf_program_headers()
+            .iter()
+            .filter(|header| header.p_type(ENDIAN) == PT_NOTE);
+        for header in notes {
+            let mut notes = header.notes(ENDIAN, self.data).ok()??;
+            while let Some(note) = notes.next().ok()? {
+                let Some(mut properties) = note.gnu_properties(ENDIAN) else {
+                    continue;
+                };
+                while let Some(property) = properties.next().ok()? {
+                    if property.pr_type() == GNU_PROPERTY_X86_FEATURE_1_AND {
+                        return property.data_u32(ENDIAN).ok();
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// The allocation functions that the image defines.
+    pub fn definitions(&self) -> Definitions {
+        let mut definitions = Definitions::default();
+        for table in self.symbol_tables() {
+            for symbol in table.iter().filter(|symbol| is_defined(symbol)) {
+                let Ok(name) = table.symbol_name(ENDIAN, symbol) else {
+                    continue;
+                };
+                if let Some(function) = AllocFunction::from_symbol(name) {
+                    definitions.add(function, name, symbol);
+                }
+            }
+        }
+        definitions.finish()
+    }
+
+    /// The addresses strictly within `code` that a symbol names: code that may be entered from elsewhere.
+    pub fn entry_points(&self, code: &Code<'_>) -> Vec<u64> {
+        let inside = |symbol: &&Sym64<LittleEndian>| {
+            let address = symbol.st_value(ENDIAN);
+            address != code.address && code.contains(address)
+        };
+        let is_code =
+            |symbol: &&Sym64<LittleEndian>| matches!(symbol.st_type(), STT_FUNC | STT_GNU_IFUNC | STT_NOTYPE);
+        let symbols = self.symbol_tables().into_iter().flat_map(|table| table.iter());
+        let symbols = symbols
+            .filter(|symbol| is_defined(symbol))
+            .filter(is_code)
+            .filter(inside);
+        symbols.map(|symbol| symbol.st_value(ENDIAN)).collect()
+    }
+
+    /// The bounds of a function, from its symbol and from the FDE that covers it.
+    pub fn bounds(&self, address: u64, size: u64) -> Result<Bounds, Refusal> {
+        let fde = self.frames.as_ref().and_then(|frames| frames.covering(address));
+        let symbol_end = if size == 0 {
+            None
+        } else {
+            Some(address.checked_add(size).ok_or(Refusal::NotInCode)?)
+        };
+        let (end, confirmed) = match (fde, symbol_end) {
+            (Some(fde), _) if fde.start != address => {
+                return Err(Refusal::FrameElsewhere {
+                    fde: fde.start,
+                    symbol: address,
+                });
+            }
+            (Some(fde), Some(end)) => (end.min(fde.end), true),
+            (Some(fde), None) => (fde.end, true),
+            (None, Some(end)) => (end, false),
+            (None, None) => return Err(Refusal::NoBounds),
+        };
+        let length = end.saturating_sub(address);
+        if length > MAX_FUNCTION {
+            return Err(Refusal::TooLarge(length));
+        }
+        Ok(Bounds {
+            range: address..end,
+            confirmed,
+        })
+    }
+
+    /// The code of a range that lies wholly in one executable segment.
+    pub fn code(&self, range: Range<u64>) -> Result<Code<'d>, Refusal> {
+        let segment = self.code_segment(range.start).ok_or(Refusal::NotInCode)?;
+        let length = range
+            .end
+            .checked_sub(range.start)
+            .filter(|&length| length != 0)
+            .ok_or(Refusal::NotInCode)?;
+        let bytes = self
+            .segment_bytes(segment, range.start, Some(length))
+            .ok_or(Refusal::NotInCode)?;
+        Code::new(range.start, bytes).ok_or(Refusal::NotInCode)
+    }
+
+    /// The file offset of an address in an executable segment.
+    pub fn file_offset(&self, address: u64) -> Option<u64> {
+        let segment = self.code_segment(address)?;
+        address
+            .checked_sub(segment.p_vaddr(ENDIAN))?
+            .checked_add(segment.p_offset(ENDIAN))
+    }
+
+    fn symbol_tables(&self) -> [&SymbolTable<'d, object::elf::FileHeader64<LittleEndian>, R>; 2] {
+        [self.file.elf_dynamic_symbol_table(), self.file.elf_symbol_table()]
+    }
+
+    /// The kernel places uprobes only in mappings that are executable and not writable.
+    fn code_segment(&self, address: u64) -> Option<&'d ProgramHeader64<LittleEndian>> {
+        self.segment(address)
+            .filter(|segment| segment.p_flags(ENDIAN) & (PF_X | PF_W) == PF_X)
+    }
+
+    /// The loaded segment whose file bytes hold `address`.
+    fn segment(&self, address: u64) -> Option<&'d ProgramHeader64<LittleEndian>> {
+        self.file
+            .elf_program_headers()
+            .iter()
+            .filter(|header| header.p_type(ENDIAN) == PT_LOAD)
+            .find(|header| {
+                let within = address.checked_sub(header.p_vaddr(ENDIAN));
+                within.is_some_and(|within| within < header.p_filesz(ENDIAN))
+            })
+    }
+
+    /// `length` bytes of a segment from `address` on, or all that follow.
+    fn segment_bytes(
+        &self,
+        segment: &ProgramHeader64<LittleEndian>,
+        address: u64,
+        length: Option<u64>,
+    ) -> Option<&'d [u8]> {
+        let skipped = address.checked_sub(segment.p_vaddr(ENDIAN))?;
+        let available = segment.p_filesz(ENDIAN).checked_sub(skipped)?;
+        let length = length.unwrap_or(available);
+        if length > available {
+            return None;
+        }
+        self.data
+            .read_bytes_at(segment.p_offset(ENDIAN).checked_add(skipped)?, length)
+            .ok()
+    }
+
+    fn find_frames(&self) -> Option<Frames<'d>> {
+        let header = self
+            .file
+            .elf_program_headers()
+            .iter()
+            .find(|header| header.p_type(ENDIAN) == PT_GNU_EH_FRAME);
+        let header =
+            header.and_then(|header| Some((header.data(ENDIAN, self.data).ok()?, header.p_vaddr(ENDIAN))));
+        let eh_frame = header.and_then(|(bytes, address)| {
+            let address = eh_frame_address(bytes, address)?;
+            Some((
+                self.segment_bytes(self.segment(address)?, address, None)?,
+                address,
+            ))
+        });
+        if let Some((bytes, address)) = eh_frame {
+            return Some(Frames::new(bytes, address, header));
+        }
+        let section = self.file.section_by_name(".eh_frame")?;
+        Some(Frames::new(section.data().ok()?, section.address(), None))
+    }
+
+    /// The function symbol whose size covers an address.
+    fn symbol_covering(&self, address: u64) -> Option<Range<u64>> {
+        let mut symbols = self.symbol_tables().into_iter().flat_map(|table| table.iter());
+        symbols.find_map(|symbol| {
+            let begin = symbol.st_value(ENDIAN);
+            let range = begin..begin.checked_add(symbol.st_size(ENDIAN))?;
+            (is_defined(symbol) && symbol.st_type() == STT_FUNC && range.contains(&address)).then_some(range)
+        })
+    }
+}
+
+impl<'d, R: ReadRef<'d>> CodeRanges<'d> for Image<'d, R> {
+    fn covering(&self, address: u64) -> Option<Code<'d>> {
+        let fde = self.frames.as_ref().and_then(|frames| frames.covering(address));
+        let range = fde.or_else(|| self.symbol_covering(address))?;
+        self.code(range).ok()
+    }
+
+    fn from(&self, address: u64) -> Option<Code<'d>> {
+        Code::new(
+            address,
+            self.segment_bytes(self.code_segment(address)?, address, None)?,
+        )
+    }
+}
+
+impl Definitions {
+    fn add(&mut self, function: AllocFunction, name: &[u8], symbol: &Sym64<LittleEndian>) {
+        let base = name.split(|&byte| byte == b'@').next().unwrap_or(name);
+        let name = String::from_utf8_lossy(base).into_owned();
+        let address = symbol.st_value(ENDIAN);
+        let refusal = match (symbol.st_type(), symbol.st_bind()) {
+            (STT_GNU_IFUNC, _) => Refusal::IndirectFunction,
+            (STT_FUNC, STB_LOCAL) => Refusal::Local,
+            (STT_FUNC, _) => return self.merge(function, name, address, symbol.st_size(ENDIAN)),
+            (other, _) => Refusal::NotAFunction(other),
+        };
+        if !self
+            .refused
+            .iter()
+            .any(|(known, at, _)| (known, *at) == (&name, address))
+        {
+            self.refused.push((name, address, refusal));
+        }
+    }
+
+    fn merge(&mut self, function: AllocFunction, name: String, address: u64, size: u64) {
+        let new = Definition {
+            function,
+            symbols: Vec::new(),
+            address,
+            size,
+        };
+        let known = self.found.entry(address).or_insert(new);
+        if !known.function.same_shape(function) {
+            let refusal = Refusal::Conflict(known.function.name(), function.name());
+            self.refused.push((name, address, refusal));
+            return;
+        }
+        known.function = known.function.min(function);
+        known.size = if known.size == 0 { size } else { known.size };
+        if !known.symbols.contains(&name) {
+            known.symbols.push(name);
+        }
+    }
+
+    /// Drops what conflicts, and local names of what also has a global one.
+    fn finish(mut self) -> Self {
+        for (_, address, refusal) in &self.refused {
+            if matches!(refusal, Refusal::Conflict(..) | Refusal::IndirectFunction) {
+                self.found.remove(address);
+            }
+        }
+        self.refused
+            .retain(|(_, address, _)| !self.found.contains_key(address));
+        for definition in self.found.values_mut() {
+            definition
+                .symbols
+                .sort_by_key(|name| !definition.function.symbols().contains(&name.as_str()));
+        }
+        self
+    }
+}
+
+fn is_defined(symbol: &Sym64<LittleEndian>) -> bool {
+    let section = symbol.st_shndx(ENDIAN);
+    section != SHN_UNDEF && (section < SHN_LORESERVE || section == SHN_XINDEX)
+}
