@@ -6,11 +6,13 @@
 
 pub mod child;
 pub mod compile;
+pub mod gdb;
 pub mod ground;
 pub mod kernel;
 pub mod profile;
 pub mod serial;
 pub mod skip;
+pub mod stacks;
 pub mod tracer;
 
 /// What went wrong in the harness or with a process: each test returns it, so that its context is printed.
