@@ -233,6 +233,8 @@ impl Walk {
         let Some(original) = memory.replaced_return_address(slot) else {
             return false;
         };
+        // The slot looks the same whichever call it hides.
+        self.repeatable = 0;
         self.pc = original;
         let Some(mapping) = tables.mapping(self.lookup_pc()) else {
             return false;

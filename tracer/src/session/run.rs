@@ -2,14 +2,17 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::Arc,
     time::Duration,
 };
 
 use aya_log::EbpfLogger;
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::{
+        Interest,
+        unix::{AsyncFd, AsyncFdReadyGuard},
+    },
     time::{Instant, sleep_until},
 };
 
@@ -124,6 +127,7 @@ impl Run<'_> {
         let process_end = watch(self.tracer.process().pidfd())?;
         let notices = watch(self.tracer.notices_fd())?;
         let mut log = program_log(&mut self.tracer)?;
+        let log_ready = watch(log.as_fd())?;
         let line = StatusLine::new(self.arguments.quiet);
         let mut trend = Trend::default();
         let start = Instant::now();
@@ -148,11 +152,9 @@ impl Run<'_> {
                         break End::TargetExecuted;
                     }
                 }
-                ready = log.readable_mut() => {
-                    if let Ok(mut ready) = ready {
-                        ready.get_inner_mut().flush();
-                        ready.clear_ready();
-                    }
+                ready = log_ready.readable() => {
+                    acknowledge(ready);
+                    log.flush();
                 }
             }
         };
@@ -265,26 +267,25 @@ fn tell(written: io::Result<()>) -> Result<(), Error> {
 
 /// A descriptor of its own for the event loop, which leaves the original where it is.
 fn watch(fd: BorrowedFd<'_>) -> Result<AsyncFd<OwnedFd>, Error> {
-    let watched = fd
-        .try_clone_to_owned()
-        .and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE));
-    watched.map_err(|source| Error::System {
+    let refused = |source| Error::System {
         what: "cannot watch a descriptor",
         source,
-    })
+    };
+    let owned = fd.try_clone_to_owned().map_err(refused)?;
+    // SAFETY: an `OwnedFd` always returns the descriptor that it keeps open.
+    unsafe { AsyncFd::register_with_interest(owned, Interest::READABLE) }
+        .map_err(|error| refused(error.into()))
 }
 
-fn acknowledge(ready: io::Result<tokio::io::unix::AsyncFdReadyGuard<'_, OwnedFd>>) {
+fn acknowledge(ready: io::Result<AsyncFdReadyGuard<'_, OwnedFd>>) {
     if let Ok(mut ready) = ready {
         ready.clear_ready();
     }
 }
 
-fn program_log(tracer: &mut Tracer) -> Result<AsyncFd<EbpfLogger<&'static dyn log::Log>>, Error> {
-    let logger = EbpfLogger::init(tracer.programs().ebpf()).map_err(io::Error::other);
-    let logger = logger.and_then(|logger| AsyncFd::with_interest(logger, Interest::READABLE));
-    logger.map_err(|source| Error::System {
+fn program_log(tracer: &mut Tracer) -> Result<EbpfLogger<&'static dyn log::Log>, Error> {
+    EbpfLogger::init(tracer.programs().ebpf()).map_err(|error| Error::System {
         what: "cannot read the programs' log",
-        source,
+        source: io::Error::other(error),
     })
 }
