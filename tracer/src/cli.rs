@@ -41,7 +41,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
     pub max_live: u32,
 
-    /// Print errors and the report only.
+    /// No status line and no report: only the line that says that the probes are live, errors, and the profiles.
     #[arg(long, short, conflicts_with = "verbose")]
     pub quiet: bool,
 

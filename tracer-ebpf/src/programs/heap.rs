@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use memtrace_ebpf::{
-    bound::masked,
+    bound::{masked, opaque},
     layout::{Block, BlockKey, Counter, TICK_SHIFT},
 };
 
@@ -49,7 +49,7 @@ fn enter_malloc(ctx: ProbeContext) -> u32 {
 #[uprobe]
 fn enter_calloc(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
-    let size = unsafe { (*ctx.regs).rdi.wrapping_mul((*ctx.regs).rsi) };
+    let size = unsafe { product((*ctx.regs).rdi, (*ctx.regs).rsi) };
     enter(&ctx, Kind::Block, size, 0)
 }
 
@@ -81,7 +81,7 @@ fn enter_realloc(ctx: ProbeContext) -> u32 {
 #[uprobe]
 fn enter_reallocarray(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
-    let (block, size) = unsafe { ((*ctx.regs).rdi, (*ctx.regs).rsi.wrapping_mul((*ctx.regs).rdx)) };
+    let (block, size) = unsafe { ((*ctx.regs).rdi, product((*ctx.regs).rsi, (*ctx.regs).rdx)) };
     enter(&ctx, Kind::Realloc, size, block)
 }
 
@@ -157,6 +157,17 @@ fn floor_return(_ctx: RetProbeContext) -> u32 {
     0
 }
 
+/// `count * size`; a product that no address space can hold stays one, so that the call is known to fail.
+#[inline(always)]
+fn product(count: u64, size: u64) -> u64 {
+    // LLVM would make one multiplication of 128 bits of comparison and product, which BPF does not have.
+    if size != 0 && count > opaque(u64::MAX / size) {
+        u64::MAX
+    } else {
+        count.wrapping_mul(size)
+    }
+}
+
 /// Notes a call that was entered.
 #[inline(always)]
 fn enter(ctx: &ProbeContext, kind: Kind, size: u64, pointer: u64) -> u32 {
@@ -169,11 +180,11 @@ fn enter(ctx: &ProbeContext, kind: Kind, size: u64, pointer: u64) -> u32 {
         return 0;
     };
     // SAFETY: the kernel passes valid registers; the helper checks the address.
-    let (sp, return_address) = unsafe {
+    let (sp, found) = unsafe {
         let sp = (*ctx.regs).rsp;
         (sp, bpf_probe_read_user(sp as *const u64).unwrap_or(0))
     };
-    drop_abandoned(thread, sp);
+    let return_address = drop_abandoned(thread, sp, found);
     let depth = thread.depth as usize;
     if depth >= MAX_NESTED {
         count(Counter::NestedTooDeep, 1);
@@ -216,32 +227,30 @@ fn thread_state(tid: u32) -> Option<&'static mut Thread> {
         .map(|thread| unsafe { &mut *thread })
 }
 
-/// Forgets calls that cannot return any more, because a longjmp or an exception left them.
+/// Forgets calls that cannot return any more, because a longjmp or an exception left them; tells where the call that
+/// begins will return to.
 ///
 /// A call is still under way if the stack is below it. The slot of its return address then holds the return
 /// probe's trampoline; a call that begins at the very same slot is either the tail call of the one under way, which
 /// finds the trampoline there, or a new one, which finds a return address.
 #[inline(always)]
-fn drop_abandoned(thread: &mut Thread, sp: u64) {
+fn drop_abandoned(thread: &mut Thread, sp: u64, found: u64) -> u64 {
     for _ in 0..MAX_NESTED {
         let depth = thread.depth as usize;
         if depth == 0 {
-            return;
+            break;
         }
         let call = &thread.calls[masked::<MAX_NESTED>(depth - 1)];
         if call.sp > sp {
-            return;
+            break;
         }
-        if call.sp == sp {
-            // SAFETY: the helper checks the address.
-            let now = unsafe { bpf_probe_read_user(sp as *const u64) };
-            if now != Ok(call.return_address) {
-                return;
-            }
+        if call.sp == sp && found != call.return_address {
+            return call.return_address;
         }
         count(Counter::AbandonedCalls, 1);
         thread.depth = depth as u32 - 1;
     }
+    found
 }
 
 /// Ends the call that returns with this `sp`; true if it was the outermost.

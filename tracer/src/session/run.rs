@@ -102,9 +102,6 @@ struct Run<'a> {
 impl Run<'_> {
     /// Says that the probes are live, and what they cover.
     fn announce(&self) {
-        if self.arguments.quiet {
-            return;
-        }
         let info = self.tracer.process().info();
         let coverage = self.tracer.coverage();
         let covered = if coverage.allocators.is_empty() {
@@ -118,6 +115,9 @@ impl Run<'_> {
             printable(&info.name),
             printable(&covered)
         );
+        if self.arguments.quiet {
+            return;
+        }
         for note in &coverage.not_covered {
             eprintln!("memtrace: not covered: {}", printable(note));
         }
@@ -198,6 +198,10 @@ impl Run<'_> {
         drop(tracer);
         let profile = profile::heap(&snapshot, &mut symbolizer);
         let written = directory.write_final("heap", &profile);
+        if arguments.quiet {
+            written?;
+            return Ok(());
+        }
         print_report(arguments, &snapshot, &mut symbolizer)?;
         let path = written?;
         print_lines(&format!(
