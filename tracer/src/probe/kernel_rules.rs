@@ -49,7 +49,7 @@ impl Encoding {
         encoding.opcode = loop {
             match bytes.next()? {
                 0x26 | 0x2e | 0x36 | 0x3e | 0xf0 => encoding.refused_prefix = true,
-                0x64 | 0x65 | 0x66 | 0x67 => encoding.other_prefix = true,
+                0x64..=0x67 => encoding.other_prefix = true,
                 0xf2 | 0xf3 => (encoding.other_prefix, encoding.repeat) = (true, true),
                 rex @ 0x40..=0x4f => encoding.rex = Some(rex),
                 opcode => break opcode,
