@@ -17,7 +17,7 @@ impl<'d> CodeRanges<'d> for Elsewhere {
     fn covering(&self, address: u64) -> Option<Code<'d>> {
         Code::new(address, &[0xc3])
     }
-    fn from(&self, _: u64) -> Option<Code<'d>> {
+    fn segment(&self, _: u64) -> Option<Code<'d>> {
         None
     }
 }
@@ -29,7 +29,7 @@ impl<'d> CodeRanges<'d> for Unknown {
     fn covering(&self, _: u64) -> Option<Code<'d>> {
         None
     }
-    fn from(&self, _: u64) -> Option<Code<'d>> {
+    fn segment(&self, _: u64) -> Option<Code<'d>> {
         None
     }
 }
@@ -184,8 +184,21 @@ fn glibc_with_hooks() {
         0x48, 0x8b, 0x34, 0x24,                   // +16 mov  rsi,[rsp]
         0xff, 0xe0,                               // +20 jmp  rax
     ];
-    // The load of rax is within reach of the search for where the jump's target comes from.
     assert_eq!(site(AllocFunction::Malloc, &malloc), emulated(13));
+    // Debian 11: the frame is given back first.
+    let free = [
+        0x48, 0x83, 0xec, 0x18,                   // +0  sub  rsp,0x18
+        0x48, 0x8b, 0x05, 0x00, 0x00, 0x00, 0x00, // +4  mov  rax,[rip] ; &__free_hook
+        0x48, 0x8b, 0x00,                         // +11 mov  rax,[rax]
+        0x48, 0x85, 0xc0,                         // +14 test rax,rax
+        0x0f, 0x85, 0x05, 0x00, 0x00, 0x00,       // +17 jne  +28
+        0x48, 0x83, 0xc4, 0x18,                   // +23 add  rsp,0x18
+        0xc3,                                     // +27 ret
+        0x48, 0x8b, 0x74, 0x24, 0x18,             // +28 mov  rsi,[rsp+0x18]
+        0x48, 0x83, 0xc4, 0x18,                   // +33 add  rsp,0x18
+        0xff, 0xe0,                               // +37 jmp  rax
+    ];
+    assert_eq!(site(AllocFunction::Free, &free), emulated(17));
 }
 
 #[test]
@@ -283,7 +296,7 @@ fn a_jump_from_a_split_off_part_ends_the_prefix() {
                 0xe9, 0xfe, 0xfe, 0xff, 0xff, // jmp  free+4
             ])
         }
-        fn from(&self, _: u64) -> Option<Code<'d>> {
+        fn segment(&self, _: u64) -> Option<Code<'d>> {
             None
         }
     }
@@ -307,6 +320,31 @@ fn a_jump_to_unknown_code_leaves_only_the_entry() {
     // At the entry there is nothing to prove.
     let choice = choose_among(AllocFunction::Malloc, glibc::MALLOC, &Unknown).expect("the entry is legal");
     assert_eq!((choice.offset, choice.emulated), emulated(0));
+}
+
+#[test]
+#[rustfmt::skip]
+fn code_without_bounds_is_searched_for_jumps_back() {
+    /// One segment: the function, and code that nothing describes.
+    struct Segment(&'static [u8]);
+    impl<'d> CodeRanges<'d> for Segment {
+        fn covering(&self, _: u64) -> Option<Code<'d>> {
+            None
+        }
+        fn segment(&self, _: u64) -> Option<Code<'d>> {
+            Code::new(BASE, self.0)
+        }
+    }
+    // Debian 13's musl: no unwind information, and the work is done elsewhere.
+    const MALLOC: [u8; 14] = [
+        0xf3, 0x0f, 0x1e, 0xfa,       // +0  endbr64
+        0xe9, 0x00, 0x00, 0x00, 0x00, // +4  jmp  +9, beyond the symbol
+        0xe9, 0xf6, 0xff, 0xff, 0xff, // +9  jmp  +4
+    ];
+    let choice = choose_among(AllocFunction::Malloc, &MALLOC[..9], &Segment(&MALLOC[..9])).expect("the entry is legal");
+    assert_eq!((choice.offset, choice.emulated), emulated(4));
+    let choice = choose_among(AllocFunction::Malloc, &MALLOC[..9], &Segment(&MALLOC)).expect("the entry is legal");
+    assert_eq!((choice.offset, choice.emulated), stepped(0));
 }
 
 #[test]
