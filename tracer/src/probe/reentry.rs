@@ -1,12 +1,13 @@
 //! Which instructions at the beginning of a function are executed more than once by one call.
 //!
-//! A probe must fire once per call, so an instruction that a later jump goes back to is no place for one. The jumps of
-//! the function itself are found, those of the parts that compilers split off (`.cold`), and, since these look alike
-//! in a stripped file, those of everything else that is reached by direct jumps. Where that leads to code whose bounds
-//! nothing tells (musl's, which has no unwind information), the whole segment is searched for jumps to the prefix.
+//! A probe must fire once per call, so an instruction that a later jump goes back to is no place for one. The
+//! jumps of the function itself are found, those of the parts that compilers split off (`.cold`), and, since
+//! these look alike in a stripped file, those of everything else that is reached by direct jumps. Where that
+//! leads to code whose bounds nothing tells (musl's, which has no unwind information), the whole segment is
+//! searched for jumps to the prefix.
 //!
-//! A jump to the very first instruction is different: with the stack as it is there, that is a call in tail position, which
-//! returns to the same caller and is accounted like a nested call.
+//! A jump to the very first instruction is different: with the stack as it is there, that is a call in tail
+//! position, which returns to the same caller and is accounted like a nested call.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -140,12 +141,13 @@ impl<'d> Search<'d> {
     }
 }
 
-/// Whether an indirect jump may stay in its function, that is, whether it is not plainly a tail call. `block` is the straight
-/// line of instructions before it.
+/// Whether an indirect jump may stay in its function, that is, whether it is not plainly a tail call. `block`
+/// is the straight line of instructions before it.
 ///
-/// Compilers compute a jump table's target right before the jump, from an index. A tail call's target is loaded whole from one
-/// place (the GOT, a hook, a table of functions), or was loaded and tested before. And a function that has just given
-/// its frame back does not loop: compilers keep prologues and epilogues out of loops.
+/// Compilers compute a jump table's target right before the jump, from an index. A tail call's target is
+/// loaded whole from one place (the GOT, a hook, a table of functions), or was loaded and tested before. And
+/// a function that has just given its frame back does not loop: compilers keep prologues and epilogues out of
+/// loops.
 fn is_jump_table(instruction: &Instruction, encoding: &[u8], block: &[Instruction]) -> bool {
     const NOTRACK: u8 = 0x3e;
     if instruction.flow_control() != FlowControl::IndirectBranch {

@@ -143,7 +143,18 @@ fn a_symbol_within_the_prefix_is_an_entry_of_its_own() {
 fn a_missing_counterpart_is_noted() {
     let plan = plan_of(&Elf::with_function("malloc", &FREE));
     assert_eq!(plan.sites.len(), 1);
-    assert!(plan.notes[0].contains("no free is probed"), "{:?}", plan.notes);
+    assert!(
+        plan.notes[0].contains("malloc is probed but no free"),
+        "{:?}",
+        plan.notes
+    );
+    assert!(plan_of(&free()).notes[0].contains("free is probed but no malloc"));
+    // A lone wrapper, such as libbsd's reallocarray, frees nothing by itself.
+    assert!(
+        plan_of(&Elf::with_function("reallocarray", &FREE))
+            .notes
+            .is_empty()
+    );
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The kernel's own word: probes at the planned sites of a running process fire once per call, and the process goes on.
+//! The kernel's own word: probes at the planned sites of a running process fire once per call, and the
+//! process goes on.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -54,7 +55,8 @@ impl Counter {
             offset: point.file_offset,
             ..PerfEventAttr::default()
         };
-        // SAFETY: `attributes` and the path that it points to outlive the call, and `size` is the size of `attributes`.
+        // SAFETY: `attributes` and the path that it points to outlive the call, and `size` is the size of
+        // `attributes`.
         let fd = unsafe {
             libc::syscall(
                 libc::SYS_perf_event_open,
@@ -171,7 +173,8 @@ impl Target {
 /// Calls every function once, and frees what it got: 6 blocks, or 7 with pvalloc.
 fn round(pvalloc_too: bool) {
     let size = std::hint::black_box(100);
-    // SAFETY: every block is freed once, by the allocator that made it; realloc's old block is not used again.
+    // SAFETY: every block is freed once, by the allocator that made it; realloc's old block is not used
+    // again.
     unsafe {
         let mut out = std::ptr::null_mut();
         assert_eq!(libc::posix_memalign(&raw mut out, 64, size), 0);
@@ -211,7 +214,8 @@ fn be_the_target() {
     }
 }
 
-/// Attaches every site, lets the target run, and gives calls and returns by function. `None` when this machine does not allow it.
+/// Attaches every site, lets the target run, and gives calls and returns by function. `None` when this
+/// machine does not allow it.
 fn count(target: &mut Target, path: &str, plan: &Plan) -> Option<BTreeMap<AllocFunction, (u64, u64)>> {
     let mut counters = Vec::new();
     for site in &plan.sites {
@@ -247,7 +251,8 @@ fn unsupported(error: &io::Error) -> bool {
 
 /// Probes `library` in a target that has it loaded, and compares with the calls that its rounds make.
 ///
-/// `frees` is the calls of free in one round. In a library without `memalign` of its own, that is `aligned_alloc`.
+/// `frees` is the calls of free in one round. In a library without `memalign` of its own, that is
+/// `aligned_alloc`.
 fn check(library: &str, preload: Option<&str>, frees: u64) {
     let mut target = Target::start(preload);
     let Some((path, bias)) = target.mapping(library) else {

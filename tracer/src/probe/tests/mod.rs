@@ -1,4 +1,5 @@
-//! Tests of the planner: prefixes of known functions, crafted images, the machine's libraries, and the kernel itself.
+//! Tests of the planner: prefixes of known functions, crafted images, the machine's libraries, and the kernel
+//! itself.
 
 mod crafted;
 mod elf;

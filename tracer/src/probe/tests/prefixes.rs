@@ -1,5 +1,6 @@
-//! Prefixes of known allocation functions. The code is what the named builds have, or, for glibc with CET, the same code
-//! behind the `endbr64` that such builds put first; displacements are set to zero where they do not matter.
+//! Prefixes of known allocation functions. The code is what the named builds have, or, for glibc with CET,
+//! the same code behind the `endbr64` that such builds put first; displacements are set to zero where they do
+//! not matter.
 
 use super::super::AllocFunction;
 use super::super::code::Code;
@@ -174,7 +175,8 @@ fn the_reason_names_the_site_and_what_the_entry_would_have_cost() {
 #[test]
 #[rustfmt::skip]
 fn glibc_with_hooks() {
-    // Before 2.34, malloc loads __malloc_hook and, when there is one, jumps to it: a tail call, not a jump table.
+    // Before 2.34, malloc loads __malloc_hook and, when there is one, jumps to it: a tail call, not a jump
+    // table.
     let malloc = [
         0x48, 0x8b, 0x05, 0x00, 0x00, 0x00, 0x00, // +0  mov  rax,[rip] ; &__malloc_hook
         0x48, 0x8b, 0x00,                         // +7  mov  rax,[rax]
@@ -259,6 +261,9 @@ fn jemalloc_with_its_inlined_fast_path() {
         0x0f, 0x85, 0x8a, 0x00, 0x00, 0x00,       // +48 jne  free+0xc0
     ];
     assert_eq!(site(AllocFunction::Free, &free), emulated(48));
+    // Debian 13 builds it with CET.
+    assert_eq!(site(AllocFunction::Malloc, &with_cet(&malloc)), emulated(11));
+    assert_eq!(site(AllocFunction::Free, &with_cet(&free)), emulated(52));
 }
 
 #[test]
