@@ -6,7 +6,8 @@ use gimli::{BaseAddresses, EhFrame, EndianSlice, LittleEndian, UnwindSection};
 
 type Slice<'d> = EndianSlice<'d, LittleEndian>;
 
-/// `.eh_frame_hdr`: version 1, `eh_frame_ptr` pcrel sdata4, count udata4, table datarel sdata4. Every linker writes it so.
+/// `.eh_frame_hdr`: version 1, `eh_frame_ptr` pcrel sdata4, count udata4, table datarel sdata4. Every linker
+/// writes it so.
 const HEADER: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
 /// Bytes of the header before the table.
 const HEADER_SIZE: usize = 12;

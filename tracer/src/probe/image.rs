@@ -201,12 +201,12 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
 
     /// The kernel places uprobes only in mappings that are executable and not writable.
     fn code_segment(&self, address: u64) -> Option<&'d ProgramHeader64<LittleEndian>> {
-        self.segment(address)
+        self.loaded_segment(address)
             .filter(|segment| segment.p_flags(ENDIAN) & (PF_X | PF_W) == PF_X)
     }
 
     /// The loaded segment whose file bytes hold `address`.
-    fn segment(&self, address: u64) -> Option<&'d ProgramHeader64<LittleEndian>> {
+    fn loaded_segment(&self, address: u64) -> Option<&'d ProgramHeader64<LittleEndian>> {
         self.file
             .elf_program_headers()
             .iter()
@@ -246,7 +246,7 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
         let eh_frame = header.and_then(|(bytes, address)| {
             let address = eh_frame_address(bytes, address)?;
             Some((
-                self.segment_bytes(self.segment(address)?, address, None)?,
+                self.segment_bytes(self.loaded_segment(address)?, address, None)?,
                 address,
             ))
         });
@@ -275,11 +275,10 @@ impl<'d, R: ReadRef<'d>> CodeRanges<'d> for Image<'d, R> {
         self.code(range).ok()
     }
 
-    fn from(&self, address: u64) -> Option<Code<'d>> {
-        Code::new(
-            address,
-            self.segment_bytes(self.code_segment(address)?, address, None)?,
-        )
+    fn segment(&self, address: u64) -> Option<Code<'d>> {
+        let segment = self.code_segment(address)?;
+        let begin = segment.p_vaddr(ENDIAN);
+        Code::new(begin, self.segment_bytes(segment, begin, None)?)
     }
 }
 

@@ -1,8 +1,8 @@
 //! What the kernel does with a uprobe on a given x86-64 instruction.
 //!
 //! Source of the rules: `arch/x86/kernel/uprobes.c` (`uprobe_init_insn`, `branch_setup_xol_ops`,
-//! `push_setup_xol_ops`), compared from Linux 5.10 to 7.x. Only what every one of those kernels emulates counts as
-//! emulated; in doubt an instruction is refused.
+//! `push_setup_xol_ops`), compared from Linux 5.10 to 7.x. Only what every one of those kernels emulates
+//! counts as emulated; in doubt an instruction is refused.
 
 use iced_x86::{FlowControl, Instruction};
 
@@ -49,7 +49,7 @@ impl Encoding {
         encoding.opcode = loop {
             match bytes.next()? {
                 0x26 | 0x2e | 0x36 | 0x3e | 0xf0 => encoding.refused_prefix = true,
-                0x64 | 0x65 | 0x66 | 0x67 => encoding.other_prefix = true,
+                0x64..=0x67 => encoding.other_prefix = true,
                 0xf2 | 0xf3 => (encoding.other_prefix, encoding.repeat) = (true, true),
                 rex @ 0x40..=0x4f => encoding.rex = Some(rex),
                 opcode => break opcode,
@@ -91,7 +91,8 @@ impl Encoding {
             (0x8e, _) => Some("loads a segment register"),
             (0x9c | 0x9d, _) => Some("would see the trap flag of the single step"),
             (0xa4..=0xa7 | 0xaa..=0xaf, _) if self.repeat => Some("would trap once for each repetition"),
-            // The kernel's table accepts every two-byte opcode, although its comment lists these as unsupported.
+            // The kernel's table accepts every two-byte opcode, although its comment lists these as
+            // unsupported.
             (0x0f, Some(0x05 | 0x07 | 0x34 | 0x35)) => Some("enters or leaves the kernel"),
             (0x0f, Some(0x00 | 0x01 | 0x06 | 0x08 | 0x09 | 0x0b | 0x20..=0x23 | 0x30 | 0x32 | 0x37)) => {
                 Some("is privileged or undefined")
@@ -104,10 +105,11 @@ impl Encoding {
     }
 }
 
-/// What the kernel does with a uprobe on `instruction`, whose encoding is `bytes`, at `offset` in its function.
+/// What the kernel does with a uprobe on `instruction`, whose encoding is `bytes`, at `offset` in its
+/// function.
 ///
-/// `shadow_stack` says whether the image allows a user shadow stack: neither an emulated nor a single-stepped call
-/// keeps that one right.
+/// `shadow_stack` says whether the image allows a user shadow stack: neither an emulated nor a single-stepped
+/// call keeps that one right.
 pub(super) fn handling(instruction: &Instruction, bytes: &[u8], offset: u64, shadow_stack: bool) -> Handling {
     let Some(encoding) = Encoding::parse(bytes).filter(|_| !instruction.is_invalid()) else {
         return Handling::Refused("does not decode");
@@ -138,8 +140,9 @@ pub(super) fn handling(instruction: &Instruction, bytes: &[u8], offset: u64, sha
     if encoding.opcode == 0x90 && encoding.rex.is_some() {
         return Handling::Refused("is an exchange that kernels mistake for a nop");
     }
-    // Newer kernels may overwrite all of a `jmp +8`, or of a nop of 5 or 10 bytes, with a call to a trampoline. At a
-    // function's entry nothing lives below the stack pointer yet, so there a nop may become one.
+    // Newer kernels may overwrite all of a `jmp +8`, or of a nop of 5 or 10 bytes, with a call to a
+    // trampoline. At a function's entry nothing lives below the stack pointer yet, so there a nop may become
+    // one.
     if encoding.opcode == 0xeb && encoding.following == Some(8) {
         return Handling::Refused("may be rewritten by kernels that optimize uprobes");
     }

@@ -1,19 +1,20 @@
 //! Finds the allocation functions of an ELF image and plans where to put uprobes.
 //!
-//! Where a probe sits decides what it costs: an instruction that the kernel *emulates* needs one trap, one that it must
-//! *single-step* needs two and a page of its own, which in a virtual machine is twenty times slower. [`plan`] walks the straight line of
-//! instructions that every call executes exactly once, and takes the first emulated one at which the arguments are still
-//! in their registers. It falls back to the function's entry, and it rather leaves a function alone than puts a probe in
-//! the middle of an instruction, which would corrupt the target.
+//! Where a probe sits decides what it costs: an instruction that the kernel *emulates* needs one trap, one
+//! that it must *single-step* needs two and a page of its own, which in a virtual machine is twenty times
+//! slower. [`plan`] walks the straight line of instructions that every call executes exactly once, and takes
+//! the first emulated one at which the arguments are still in their registers. It falls back to the
+//! function's entry, and it rather leaves a function alone than puts a probe in the middle of an instruction,
+//! which would corrupt the target.
 //!
-//! The image is untrusted: nothing in it makes the planner panic, and what it decodes is compared with the memory of the
-//! process before it is believed.
+//! The image is untrusted: nothing in it makes the planner panic, and what it decodes is compared with the
+//! memory of the process before it is believed.
 //!
-//! The caller opens the very file that the target maps, adds the load bias in its [`CodeReader`], and attaches at
-//! [`ProbePoint::file_offset`].
+//! The caller opens the very file that the target maps, adds the load bias in its [`CodeReader`], and
+//! attaches at [`ProbePoint::file_offset`].
 //!
-//! What is not found: functions under other names (`je_malloc`), copies that a compiler inlined into their callers, and anything in a
-//! file without section headers.
+//! What is not found: functions under other names (`je_malloc`), copies that a compiler inlined into their
+//! callers, and anything in a file without section headers.
 
 mod code;
 mod error;
@@ -59,11 +60,11 @@ pub struct Site {
     pub function: AllocFunction,
     /// The symbol that names it in this image, without a version.
     pub symbol: String,
-    /// Where every register of [`AllocFunction::arguments`] still holds its argument. Except for `free`, the stack
-    /// pointer points at the return address.
+    /// Where every register of [`AllocFunction::arguments`] still holds its argument. Except for `free`, the
+    /// stack pointer points at the return address.
     pub entry: ProbePoint,
-    /// Where the return probe is registered: the stack pointer points at the return address. The same instruction as
-    /// `entry`, so that one trap serves both; `None` for `free`.
+    /// Where the return probe is registered: the stack pointer points at the return address. The same
+    /// instruction as `entry`, so that one trap serves both; `None` for `free`.
     pub returns: Option<ProbePoint>,
     /// One sentence for `--verbose`.
     pub why: String,
@@ -80,8 +81,8 @@ pub struct Plan {
 
 /// Plans the probes for one ELF image.
 ///
-/// `image` is the file that the target maps and `live` its memory. An image that defines no allocation function gives an
-/// empty plan. A function that cannot be probed safely is left out, with a note.
+/// `image` is the file that the target maps and `live` its memory. An image that defines no allocation
+/// function gives an empty plan. A function that cannot be probed safely is left out, with a note.
 ///
 /// # Errors
 ///
@@ -164,20 +165,13 @@ fn display_name(definition: &Definition) -> String {
         .map_or_else(|| name.to_owned(), Clone::clone)
 }
 
-/// Says so when blocks could be seen to begin but not to end, or the reverse.
+/// Says so when blocks can be seen to begin but not to end, or the reverse.
 fn note_missing_counterpart(plan: &mut Plan) {
-    let frees = plan.sites.iter().any(|site| site.function.is_free());
-    let mallocs = plan
-        .sites
-        .iter()
-        .any(|site| site.function == AllocFunction::Malloc);
-    if !plan.sites.is_empty() && !frees {
-        plan.notes.push(
-            "no free is probed in this image: its blocks will look live after they are freed".to_owned(),
-        );
-    }
-    if !plan.sites.is_empty() && !mallocs {
-        plan.notes
-            .push("no malloc is probed in this image: blocks freed by it may be unknown".to_owned());
-    }
+    let has = |function| plan.sites.iter().any(|site| site.function == function);
+    let note = match (has(AllocFunction::Malloc), has(AllocFunction::Free)) {
+        (true, false) => "malloc is probed but no free: its blocks look live after they are freed",
+        (false, true) => "free is probed but no malloc: what it frees may be unknown",
+        _ => return,
+    };
+    plan.notes.push(note.to_owned());
 }

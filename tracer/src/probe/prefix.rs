@@ -39,10 +39,11 @@ pub(super) fn writes(
     })
 }
 
-/// The first instruction on the function's prefix that the kernel emulates while the arguments are still in their
-/// registers; without one, the first that it can single-step, which is nearly always the entry.
+/// The first instruction on the function's prefix that the kernel emulates while the arguments are still in
+/// their registers; without one, the first that it can single-step, which is nearly always the entry.
 ///
-/// For a function that returns a block the stack pointer must still point at the return address, for the return probe.
+/// For a function that returns a block the stack pointer must still point at the return address, for the
+/// return probe.
 pub(super) fn choose(
     function: AllocFunction,
     code: Code<'_>,

@@ -1,17 +1,19 @@
 //! Which instructions at the beginning of a function are executed more than once by one call.
 //!
-//! A probe must fire once per call, so an instruction that a later jump goes back to is no place for one. The jumps of
-//! the function itself are found, those of the parts that compilers split off (`.cold`), and, since these look alike
-//! in a stripped file, those of everything else that is reached by direct jumps.
+//! A probe must fire once per call, so an instruction that a later jump goes back to is no place for one. The
+//! jumps of the function itself are found, those of the parts that compilers split off (`.cold`), and, since
+//! these look alike in a stripped file, those of everything else that is reached by direct jumps. Where that
+//! leads to code whose bounds nothing tells (musl's, which has no unwind information), the whole segment is
+//! searched for jumps to the prefix.
 //!
-//! A jump to the very first instruction is different: with the stack as it is there, that is a call in tail position, which
-//! returns to the same caller and is accounted like a nested call.
+//! A jump to the very first instruction is different: with the stack as it is there, that is a call in tail
+//! position, which returns to the same caller and is accounted like a nested call.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 
-use super::code::{Code, direct_target};
+use super::code::{Code, direct_target, ends_straight_line};
 use super::prefix::writes;
 
 /// How far into a function a probe site may lie, in bytes.
@@ -20,15 +22,15 @@ pub(super) const PREFIX_LIMIT: u64 = 256;
 const MAX_BYTES: usize = 256 << 10;
 /// Ranges of code that are decoded before the search gives up.
 const MAX_RANGES: usize = 64;
-/// Instructions searched backwards for the origin of an indirect jump's target.
-const WINDOW: usize = 16;
+/// The largest segment that is searched whole.
+const MAX_SEGMENT: usize = 8 << 20;
 
 /// Finds the function, or the part of one, that an address lies in.
 pub(super) trait CodeRanges<'d> {
     /// The whole range, or `None` when nothing tells its bounds.
     fn covering(&self, address: u64) -> Option<Code<'d>>;
-    /// Some bytes of code from an address on, for what has no bounds.
-    fn from(&self, address: u64) -> Option<Code<'d>>;
+    /// All code of the segment that holds an address.
+    fn segment(&self, address: u64) -> Option<Code<'d>>;
 }
 
 /// The addresses in the function's prefix, beyond its first byte, that something jumps to.
@@ -52,14 +54,13 @@ impl Reentry {
         search.found.targets.extend(entry_points);
         search.visit(function);
         let mut bytes = 0_usize;
+        let mut unbounded = None;
         while let Some(target) = search.pending.pop() {
             if search.has_seen(target) {
                 continue;
             }
             let Some(range) = ranges.covering(target).filter(|range| range.contains(target)) else {
-                if !ranges.from(target).is_some_and(is_stub) {
-                    search.fail(format!("a jump leaves to {target:#x}, in no known function"));
-                }
+                unbounded = Some(target);
                 continue;
             };
             bytes = bytes.saturating_add(range.bytes.len());
@@ -68,6 +69,17 @@ impl Reentry {
                 break;
             }
             search.visit(range);
+        }
+        if let Some(target) = unbounded.filter(|_| search.found.unproven.is_none()) {
+            match ranges
+                .segment(function.address)
+                .filter(|segment| segment.bytes.len() <= MAX_SEGMENT)
+            {
+                Some(segment) => segment
+                    .instructions()
+                    .for_each(|instruction| search.note_target(&instruction)),
+                None => search.fail(format!("a jump leaves to {target:#x}, in no known function")),
+            }
         }
         search.found
     }
@@ -96,37 +108,47 @@ impl<'d> Search<'d> {
 
     fn visit(&mut self, range: Code<'d>) {
         self.seen.insert(range.address, range.end());
-        let prefix = self.function.address + 1..self.function.address.saturating_add(PREFIX_LIMIT);
-        let mut window: Vec<Instruction> = Vec::with_capacity(WINDOW);
+        // The straight line of instructions that leads to the current one.
+        let mut block: Vec<Instruction> = Vec::new();
         for instruction in range.instructions() {
             if instruction.is_invalid() {
                 self.fail(format!("the code at {:#x} does not decode", instruction.ip()));
             }
+            self.note_target(&instruction);
             if let Some(target) = direct_target(&instruction) {
-                if prefix.contains(&target) {
-                    self.found.targets.insert(target);
-                }
                 let call = instruction.flow_control() == FlowControl::Call;
                 if !call && !range.contains(target) {
                     self.pending.push(target);
                 }
             }
-            if is_jump_table(&instruction, range.encoding(&instruction), &window) {
+            if is_jump_table(&instruction, range.encoding(&instruction), &block) {
                 self.fail(format!("the jump at {:#x} may go anywhere", instruction.ip()));
             }
-            if window.len() == WINDOW {
-                window.remove(0);
+            if ends_straight_line(&instruction) {
+                block.clear();
+            } else {
+                block.push(instruction);
             }
-            window.push(instruction);
+        }
+    }
+
+    /// Remembers where a direct jump or call goes, when that is in the prefix.
+    fn note_target(&mut self, instruction: &Instruction) {
+        let prefix = self.function.address + 1..self.function.address.saturating_add(PREFIX_LIMIT);
+        if let Some(target) = direct_target(instruction).filter(|target| prefix.contains(target)) {
+            self.found.targets.insert(target);
         }
     }
 }
 
-/// Whether an indirect jump may stay in its function, that is, whether it is not plainly a tail call.
+/// Whether an indirect jump may stay in its function, that is, whether it is not plainly a tail call. `block`
+/// is the straight line of instructions before it.
 ///
-/// A tail call loads the address of a function whole, from one place: a GOT entry, a hook, a table of functions. A jump table's
-/// target is picked by an index, and nearly always relative.
-fn is_jump_table(instruction: &Instruction, encoding: &[u8], before: &[Instruction]) -> bool {
+/// Compilers compute a jump table's target right before the jump, from an index. A tail call's target is
+/// loaded whole from one place (the GOT, a hook, a table of functions), or was loaded and tested before. And
+/// a function that has just given its frame back does not loop: compilers keep prologues and epilogues out of
+/// loops.
+fn is_jump_table(instruction: &Instruction, encoding: &[u8], block: &[Instruction]) -> bool {
     const NOTRACK: u8 = 0x3e;
     if instruction.flow_control() != FlowControl::IndirectBranch {
         return false;
@@ -137,29 +159,29 @@ fn is_jump_table(instruction: &Instruction, encoding: &[u8], before: &[Instructi
     if instruction.op0_kind() == OpKind::Memory {
         return instruction.memory_index() != Register::None;
     }
-    let register = instruction.op0_register().full_register();
     let mut info = InstructionInfoFactory::new();
-    let origin = before
+    let register = instruction.op0_register().full_register();
+    let origin = block
         .iter()
         .rev()
         .find(|earlier| writes(&mut info, earlier, register));
-    let whole = origin.is_some_and(|load| {
-        load.mnemonic() == Mnemonic::Mov
-            && load.op1_kind() == OpKind::Memory
-            && load.memory_index() == Register::None
-            && load.op0_register().is_gpr64()
-    });
-    !whole
+    let released = block.iter().any(gives_stack_back);
+    !released && origin.is_some_and(|origin| !loads_whole(origin))
 }
 
-/// Whether this is an entry of a procedure linkage table: it jumps through the GOT at once.
-fn is_stub(code: Code<'_>) -> bool {
-    for instruction in code.instructions().take(3) {
-        match instruction.mnemonic() {
-            Mnemonic::Endbr64 | Mnemonic::Nop => {}
-            Mnemonic::Jmp => return instruction.is_ip_rel_memory_operand(),
-            _ => return false,
-        }
+/// `mov r64,[memory]` without an index.
+fn loads_whole(instruction: &Instruction) -> bool {
+    instruction.mnemonic() == Mnemonic::Mov
+        && instruction.op1_kind() == OpKind::Memory
+        && instruction.memory_index() == Register::None
+        && instruction.op0_register().is_gpr64()
+}
+
+/// `pop`, `leave`, or `add rsp,n`.
+fn gives_stack_back(instruction: &Instruction) -> bool {
+    match instruction.mnemonic() {
+        Mnemonic::Pop | Mnemonic::Leave => true,
+        Mnemonic::Add => instruction.op0_register() == Register::RSP,
+        _ => false,
     }
-    false
 }

@@ -11,7 +11,8 @@ const BREAKPOINT: u8 = 0xcc;
 
 /// Reads the target's memory.
 pub trait CodeReader {
-    /// Fills `buf` with the bytes at `vaddr`, an address as the ELF file counts; the implementation adds the load bias.
+    /// Fills `buf` with the bytes at `vaddr`, an address as the ELF file counts; the implementation adds the
+    /// load bias.
     ///
     /// # Errors
     ///
@@ -19,10 +20,11 @@ pub trait CodeReader {
     fn read(&self, vaddr: u64, buf: &mut [u8]) -> io::Result<()>;
 }
 
-/// Checks that the process runs the code that was decoded. Returns the offsets of breakpoints that somebody else has set.
+/// Checks that the process runs the code that was decoded. Returns the offsets of breakpoints that somebody
+/// else has set.
 ///
-/// Uprobes show in a process as a lone breakpoint on an instruction; the kernel shares them between tracers, so they
-/// do no harm. Any other difference is code that was changed at run time.
+/// Uprobes show in a process as a lone breakpoint on an instruction; the kernel shares them between tracers,
+/// so they do no harm. Any other difference is code that was changed at run time.
 pub(super) fn verify(code: Code<'_>, live: &dyn CodeReader) -> Result<Vec<usize>, Refusal> {
     let mut memory = vec![0; code.bytes.len()];
     live.read(code.address, &mut memory)

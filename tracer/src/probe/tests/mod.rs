@@ -1,5 +1,10 @@
-//! Tests of the planner: prefixes of known functions, crafted images, the machine's libraries, and the kernel itself.
+//! Tests of the planner: prefixes of known functions, crafted images, the machine's libraries, and the kernel
+//! itself.
 
+mod crafted;
+mod elf;
+mod kernel;
+mod prefixes;
 mod real;
 
 use std::io;
@@ -26,6 +31,24 @@ impl CodeReader for Unchanged<'_> {
             .ok_or(io::ErrorKind::NotFound)?;
         let bytes = self.0.read_bytes_at(offset, buf.len() as u64);
         buf.copy_from_slice(bytes.map_err(|()| io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+/// The same memory, with some bytes changed: `(vaddr, byte)`.
+struct Changed<'d>(&'d [u8], &'d [(u64, u8)]);
+
+impl CodeReader for Changed<'_> {
+    fn read(&self, vaddr: u64, buf: &mut [u8]) -> io::Result<()> {
+        Unchanged(self.0).read(vaddr, buf)?;
+        for &(address, byte) in self.1 {
+            let index = address
+                .checked_sub(vaddr)
+                .and_then(|index| usize::try_from(index).ok());
+            if let Some(slot) = index.and_then(|index| buf.get_mut(index)) {
+                *slot = byte;
+            }
+        }
         Ok(())
     }
 }
