@@ -27,7 +27,7 @@ pub(super) enum Part<'a> {
     Gap(usize),
 }
 
-/// Chooses the frames that tell these stacks apart; each is innermost first and not empty.
+/// Chooses the frames that tell these stacks apart; each is innermost first.
 ///
 /// Allocators, the standard libraries and what runs before `main` are left out. Of the rest, a stack's innermost frame is
 /// always shown, then the frames at which it parts from the other stacks, then those that few of the others share.
@@ -118,6 +118,9 @@ fn partings(stacks: &[Own<'_>], this: usize) -> Vec<usize> {
 }
 
 fn choose(stack: &Own<'_>, partings: &[usize], shared: &HashMap<&str, usize>) -> Vec<usize> {
+    if stack.frames.is_empty() {
+        return Vec::new();
+    }
     let mut chosen = vec![0];
     // The outermost parting tells a stack from the one that is most like it.
     chosen.extend(partings.iter().rev().take(MOST - 1));
@@ -143,17 +146,20 @@ fn with_gaps<'a>(stack: &Own<'a>, chosen: &[usize]) -> Vec<Part<'a>> {
     let mut parts = Vec::new();
     let mut next = 0;
     for at in chosen.iter().copied() {
-        push_gap(&mut parts, at - next);
+        push_gap(&mut parts, &stack.frames[next..at]);
         parts.push(Part::Frame(stack.frames[at]));
         next = at + 1;
     }
-    push_gap(&mut parts, stack.frames.len() - next);
+    push_gap(&mut parts, &stack.frames[next..]);
     parts
 }
 
-fn push_gap(parts: &mut Vec<Part<'_>>, frames: usize) {
-    if frames > 0 {
-        parts.push(Part::Gap(frames));
+fn push_gap<'a>(parts: &mut Vec<Part<'a>>, frames: &[&'a Line]) {
+    match frames {
+        [] => {}
+        // The frame itself takes no more room than the gap.
+        [frame] => parts.push(Part::Frame(frame)),
+        frames => parts.push(Part::Gap(frames.len())),
     }
 }
 

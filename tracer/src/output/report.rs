@@ -11,11 +11,14 @@ use super::{
     style::{Style, columns, location, shorten, wrap},
 };
 use crate::{
-    profile::comments,
+    profile::comments::{self, Counted},
     snapshot::{Site, Snapshot},
     symbol::{Line, Symbolizer, Symbols},
     text::{self, printable},
 };
+
+/// Narrower than this (columns) the lines with the numbers do not fit.
+const MIN_WIDTH: usize = 60;
 
 /// How a report looks.
 #[derive(Clone, Copy, Debug)]
@@ -49,20 +52,29 @@ pub fn write_report(
     symbolizer: &mut Symbolizer,
     options: &ReportOptions,
 ) -> io::Result<()> {
+    let live = snapshot.sites.iter().filter(|site| site.live_objects > 0);
+    let symbols = symbolizer.symbolize(
+        &snapshot.mappings,
+        live.flat_map(|site| site.frames.iter().copied()),
+    );
+    write_symbolized(out, snapshot, &symbols, options)
+}
+
+fn write_symbolized(
+    out: &mut impl Write,
+    snapshot: &Snapshot,
+    symbols: &Symbols,
+    options: &ReportOptions,
+) -> io::Result<()> {
     let style = Style {
         colour: options.colour,
-        width: options.width.max(40),
+        width: options.width.max(MIN_WIDTH),
     };
     let mut report = Report { out, snapshot, style };
     report.header()?;
     if !snapshot.coverage.allocators.is_empty() {
-        let live = snapshot.sites.iter().filter(|site| site.live_objects > 0);
-        let symbols = symbolizer.symbolize(
-            &snapshot.mappings,
-            live.flat_map(|site| site.frames.iter().copied()),
-        );
         report.totals()?;
-        report.sites(&merge(snapshot, &symbols), options.top)?;
+        report.sites(&merge(snapshot, symbols), options.top)?;
     }
     report.coverage()
 }
@@ -130,7 +142,11 @@ impl<W: Write> Report<'_, W> {
         let title = format!("Heap of {} (pid {})", printable(&process.name), process.pid);
         let since = text::duration(self.snapshot.duration);
         writeln!(self.out, "{}, traced for {since}", self.style.bold(title))?;
-        writeln!(self.out)
+        writeln!(
+            self.out,
+            "{}\n",
+            self.style.dim("Memory allocated before that is not counted.")
+        )
     }
 
     fn totals(&mut self) -> io::Result<()> {
@@ -140,49 +156,60 @@ impl<W: Write> Report<'_, W> {
         if allocated_objects == 0 {
             return writeln!(self.out, "No allocation was seen in this time.");
         }
+        let amount = |bytes, objects| format!("{:>10} in {}", text::bytes(bytes), text::objects(objects));
+        let freed = allocated.saturating_sub(live);
+        let freed_objects = allocated_objects.saturating_sub(live_objects);
+        let share = text::share(freed, allocated);
+        writeln!(self.out, "  allocated   {}", amount(allocated, allocated_objects))?;
         writeln!(
             self.out,
-            "  allocated   {:>10} in {} objects since tracing began",
-            text::bytes(allocated),
-            text::count(allocated_objects)
+            "  freed again {}, {share}",
+            amount(freed, freed_objects)
         )?;
-        writeln!(
-            self.out,
-            "  freed again {:>10} in {} objects ({})",
-            text::bytes(allocated.saturating_sub(live)),
-            text::count(allocated_objects.saturating_sub(live_objects)),
-            text::share(allocated.saturating_sub(live), allocated)
-        )?;
-        let still_live = format!(
-            "{:>10} in {} objects",
-            text::bytes(live),
-            text::count(live_objects)
-        );
-        let recent = self
+        let change = self
             .snapshot
             .sites
             .iter()
             .map(|site| site.recent_change)
             .fold(0, i64::saturating_add);
-        let recent = self
-            .recent(recent, live)
-            .map(|recent| format!("; {recent}"))
-            .unwrap_or_default();
-        writeln!(self.out, "  still live  {}{recent}", self.style.bold(still_live))
+        let change = match self.recent() {
+            Some(recent) => format!(", {} in the last {recent}", self.change(change, live, 0)),
+            None => String::new(),
+        };
+        writeln!(
+            self.out,
+            "  still live  {}{change}",
+            self.style.bold(amount(live, live_objects))
+        )?;
+        if self.snapshot.losses.blocks_full + self.snapshot.losses.threads_full > 0 {
+            let more = "Not every block could be recorded: the real numbers are higher (see the last line).";
+            writeln!(
+                self.out,
+                "\n{}",
+                self.style.warn(wrap(more, self.style.width, ""))
+            )?;
+        }
+        Ok(())
     }
 
-    /// What became of an amount lately: tells a plateau from a leak.
-    fn recent(&self, change: i64, live: u64) -> Option<String> {
-        if self.snapshot.recent.is_zero() {
-            return None;
+    /// Over which time the recent changes are, when they are known.
+    fn recent(&self) -> Option<String> {
+        (!self.snapshot.recent.is_zero()).then(|| text::duration(self.snapshot.recent))
+    }
+
+    /// What became of an amount lately, in at least `width` columns: tells a plateau from a leak.
+    fn change(&self, change: i64, live: u64, width: usize) -> String {
+        let text = match change {
+            0 => "steady".to_owned(),
+            _ => text::change(change),
+        };
+        let text = format!("{text:>width$}");
+        // Growth by less than 1% may be noise.
+        if change > 0 && change.unsigned_abs() > live / 100 {
+            self.style.warn(text)
+        } else {
+            text
         }
-        let during = text::duration(self.snapshot.recent);
-        // Less than 1% is noise.
-        if change.unsigned_abs() <= live / 100 {
-            return Some(format!("steady in the last {during}"));
-        }
-        let text = format!("{} in the last {during}", text::change(change));
-        Some(if change > 0 { self.style.warn(text) } else { text })
     }
 
     fn sites(&mut self, sites: &[(Stack, Books)], top: usize) -> io::Result<()> {
@@ -192,15 +219,20 @@ impl<W: Write> Report<'_, W> {
         }
         let all: u64 = sites.iter().map(|(_, books)| books.live_bytes).sum();
         writeln!(self.out)?;
-        match sites.len() {
-            count if count > shown.len() => writeln!(
-                self.out,
-                "The {} of {} places in the code that hold the most live memory:",
+        let which = match sites.len() {
+            1 => "The only place in the code that holds live memory".to_owned(),
+            count if count == shown.len() => format!("The {count} places in the code that hold live memory"),
+            count => format!(
+                "The top {} of {} places in the code that hold live memory",
                 shown.len(),
                 text::count(count as u64)
-            )?,
-            _ => writeln!(self.out, "The places in the code that hold the live memory:")?,
-        }
+            ),
+        };
+        let change = self
+            .recent()
+            .map(|recent| format!(", and its change in the last {recent}"));
+        let heading = format!("{which}{}:", change.unwrap_or_default());
+        writeln!(self.out, "{}", wrap(&heading, self.style.width, "  "))?;
         let stacks: Vec<&[Line]> = shown.iter().map(|(stack, _)| &*stack.names).collect();
         for (at, ((stack, books), excerpt)) in shown.iter().zip(excerpts(&stacks)).enumerate() {
             writeln!(self.out)?;
@@ -211,19 +243,17 @@ impl<W: Write> Report<'_, W> {
     }
 
     fn site_numbers(&mut self, rank: usize, books: &Books, all: u64) -> io::Result<()> {
-        let bytes = format!("{:>10}", text::bytes(books.live_bytes));
+        let bytes = self.style.bold(format!("{:>10}", text::bytes(books.live_bytes)));
         let share = text::share(books.live_bytes, all);
-        let objects = match books.live_objects {
-            1 => "1 object".to_owned(),
-            count => format!("{} objects", text::count(count)),
+        let change = match self.recent() {
+            Some(_) => format!("  {}", self.change(books.recent_change, books.live_bytes, 10)),
+            None => String::new(),
         };
+        let objects = text::objects(books.live_objects);
         let age = text::duration(books.mean_age());
-        let recent = self.recent(books.recent_change, books.live_bytes);
-        let recent = recent.map(|recent| format!(", {recent}")).unwrap_or_default();
-        let bytes = self.style.bold(bytes);
         writeln!(
             self.out,
-            "{rank:>3}. {bytes}  {share:>5}  {objects}, mean age {age}{recent}"
+            "{rank:>3}. {bytes}  {share:>5}{change}   {objects}, mean age {age}"
         )
     }
 
@@ -234,7 +264,6 @@ impl<W: Write> Report<'_, W> {
             match part {
                 Part::Frame(line) if at == 0 => self.frame(INDENT, line, true)?,
                 Part::Frame(line) => self.frame(CALLER, line, false)?,
-                Part::Gap(1) => writeln!(self.out, "{CALLER}{}", self.style.dim("… 1 frame"))?,
                 Part::Gap(count) => writeln!(
                     self.out,
                     "{CALLER}{}",
@@ -269,13 +298,26 @@ impl<W: Write> Report<'_, W> {
         }
         let bytes: u64 = rest.iter().map(|(_, books)| books.live_bytes).sum();
         let objects: u64 = rest.iter().map(|(_, books)| books.live_objects).sum();
-        writeln!(
-            self.out,
-            "\n     {:>10}  {:>5}  {} objects in {} other places",
+        let change: i64 = rest
+            .iter()
+            .map(|(_, books)| books.recent_change)
+            .fold(0, i64::saturating_add);
+        let change = match self.recent() {
+            Some(_) => format!("  {}", self.change(change, bytes, 10)),
+            None => String::new(),
+        };
+        let places = match rest.len() {
+            1 => "1 other place".to_owned(),
+            count => format!("{} other places", text::count(count as u64)),
+        };
+        let (bytes, share, objects) = (
             text::bytes(bytes),
             text::share(bytes, all),
-            text::count(objects),
-            text::count(rest.len() as u64)
+            text::objects(objects),
+        );
+        writeln!(
+            self.out,
+            "\n     {bytes:>10}  {share:>5}{change}   {objects} in {places}"
         )
     }
 
@@ -301,20 +343,27 @@ impl<W: Write> Report<'_, W> {
 
     fn losses(&self) -> String {
         let losses = &self.snapshot.losses;
-        let mut lost: Vec<String> = (comments::losses(losses).into_iter())
-            .map(|(count, what)| format!("{} {what}", text::count(count)))
-            .collect();
+        let (lost, seen): (Vec<_>, Vec<_>) = comments::counted(losses)
+            .into_iter()
+            .partition(|counted| counted.is_loss);
+        let words = |counted: &Counted| format!("{} {}", text::count(counted.count), counted.in_short);
+        let mut lost: Vec<String> = lost.iter().map(words).collect();
         for (why, blocks) in &losses.truncated {
+            let blocks = text::count(*blocks);
             lost.push(format!(
-                "{} blocks with a truncated stack: {}",
-                text::count(*blocks),
+                "{blocks} blocks with an incomplete stack ({})",
                 comments::reason(*why)
             ));
         }
-        match lost.is_empty() {
+        let mut text = match lost.is_empty() {
             true => "Nothing was lost, every stack is complete.".to_owned(),
-            false => format!("Lost: {}.", lost.join("; ")),
+            false => format!("Lost: {}.", lost.join(", ")),
+        };
+        if !seen.is_empty() {
+            let seen: Vec<String> = seen.iter().map(words).collect();
+            text.push_str(&format!(" Also seen: {}.", seen.join(", ")));
         }
+        text
     }
 }
 

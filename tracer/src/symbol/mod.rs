@@ -77,6 +77,11 @@ impl Symbols {
         self.0.get(&frame)
     }
 
+    #[cfg(test)]
+    pub(crate) fn from_parts(parts: impl IntoIterator<Item = (u64, Symbolized)>) -> Self {
+        Self(parts.into_iter().collect())
+    }
+
     /// How many distinct frames there are.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -219,5 +224,7 @@ fn module_label(mapping: &Mapping) -> String {
     name.strip_suffix(" (deleted)").unwrap_or(&name).to_owned()
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
