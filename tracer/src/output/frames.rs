@@ -31,7 +31,7 @@ pub(super) enum Part<'a> {
 ///
 /// Allocators, the standard libraries and what runs before `main` are left out. Of the rest, a stack's innermost frame is
 /// always shown, then the frames at which it parts from the other stacks, then those that few of the others share.
-pub(super) fn excerpts<'a>(stacks: &[&'a [Line]]) -> Vec<Excerpt<'a>> {
+pub(super) fn excerpts<'a>(stacks: &[&[&'a Line]]) -> Vec<Excerpt<'a>> {
     let own: Vec<Own<'a>> = stacks.iter().map(|lines| Own::of(lines)).collect();
     let shared = shared_functions(&own);
     own.iter()
@@ -53,7 +53,7 @@ struct Own<'a> {
 }
 
 impl<'a> Own<'a> {
-    fn of(lines: &'a [Line]) -> Self {
+    fn of(lines: &[&'a Line]) -> Self {
         let first = lines.iter().position(|line| !is_library(&line.function));
         let Some(first) = first else {
             // Nothing but libraries: the function that called the allocator is the best there is.
@@ -63,7 +63,7 @@ impl<'a> Own<'a> {
                 .unwrap_or(0);
             return Self {
                 via: None,
-                frames: lines[first..].iter().take(MOST).collect(),
+                frames: lines[first..].iter().copied().take(MOST).collect(),
             };
         };
         let via = lines[..first]
@@ -75,6 +75,7 @@ impl<'a> Own<'a> {
             via,
             frames: lines[first..]
                 .iter()
+                .copied()
                 .filter(|line| !is_library(&line.function))
                 .collect(),
         }

@@ -1,13 +1,10 @@
 //! The report: what a tired person reads first.
 
-use std::{
-    collections::HashMap,
-    io::{self, Write},
-    time::Duration,
-};
+use std::io::{self, Write};
 
 use super::{
     frames::{Excerpt, Part, excerpts},
+    places::{Books, Place, Places},
     style::{Style, columns, location, shorten, wrap},
 };
 use crate::{
@@ -74,60 +71,9 @@ fn write_symbolized(
     report.header()?;
     if !snapshot.coverage.allocators.is_empty() {
         report.totals()?;
-        report.sites(&merge(snapshot, symbols), options.top)?;
+        report.places(&Places::of(snapshot, symbols), options.top)?;
     }
     report.coverage()
-}
-
-/// A stack as the reader sees it: inlined calls are frames too.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Stack {
-    names: Vec<Line>,
-    /// What stands for the frames that are missing.
-    missing: Option<String>,
-}
-
-/// The books of the sites that have the same stack once it is symbolized.
-#[derive(Debug, Default)]
-struct Books {
-    live_bytes: u64,
-    live_objects: u64,
-    recent_change: i64,
-    /// Sum of the blocks' ages (seconds).
-    ages: f64,
-}
-
-impl Books {
-    fn add(&mut self, site: &Site) {
-        self.live_bytes += site.live_bytes;
-        self.live_objects += site.live_objects;
-        self.recent_change = self.recent_change.saturating_add(site.recent_change);
-        self.ages += site.mean_age.as_secs_f64() * site.live_objects as f64;
-    }
-
-    fn mean_age(&self) -> Duration {
-        Duration::try_from_secs_f64(self.ages / self.live_objects.max(1) as f64).unwrap_or_default()
-    }
-}
-
-/// The live sites, most bytes first.
-fn merge(snapshot: &Snapshot, symbols: &Symbols) -> Vec<(Stack, Books)> {
-    let mut merged: HashMap<Stack, Books> = HashMap::new();
-    for site in snapshot.sites.iter().filter(|site| site.live_objects > 0) {
-        let frames = site.frames.iter().filter_map(|frame| symbols.get(*frame));
-        let names = frames.flat_map(|frame| frame.lines.iter().cloned()).collect();
-        let stack = Stack {
-            names,
-            missing: comments::missing_frames(site),
-        };
-        merged.entry(stack).or_default().add(site);
-    }
-    let mut sites: Vec<_> = merged.into_iter().collect();
-    sites.sort_by(|(stack_a, a), (stack_b, b)| {
-        let most = (b.live_bytes, b.live_objects).cmp(&(a.live_bytes, a.live_objects));
-        most.then_with(|| stack_a.cmp(stack_b))
-    });
-    sites
 }
 
 struct Report<'a, W> {
@@ -212,37 +158,43 @@ impl<W: Write> Report<'_, W> {
         }
     }
 
-    fn sites(&mut self, sites: &[(Stack, Books)], top: usize) -> io::Result<()> {
-        let shown = &sites[..sites.len().min(top)];
+    fn places(&mut self, places: &Places<'_>, top: usize) -> io::Result<()> {
+        let shown = places.top(top);
         if shown.is_empty() {
             return Ok(());
         }
-        let all: u64 = sites.iter().map(|(_, books)| books.live_bytes).sum();
         writeln!(self.out)?;
-        let which = match sites.len() {
-            1 => "The only place in the code that holds live memory".to_owned(),
-            count if count == shown.len() => format!("The {count} places in the code that hold live memory"),
-            count => format!(
-                "The top {} of {} places in the code that hold live memory",
-                shown.len(),
-                text::count(count as u64)
-            ),
-        };
-        let change = self
-            .recent()
-            .map(|recent| format!(", and its change in the last {recent}"));
-        let heading = format!("{which}{}:", change.unwrap_or_default());
-        writeln!(self.out, "{}", wrap(&heading, self.style.width, "  "))?;
-        let stacks: Vec<&[Line]> = shown.iter().map(|(stack, _)| &*stack.names).collect();
-        for (at, ((stack, books), excerpt)) in shown.iter().zip(excerpts(&stacks)).enumerate() {
+        self.places_heading(shown.len(), places.len())?;
+        let all = places.beyond(0).live_bytes;
+        let stacks: Vec<&[&Line]> = shown.iter().map(|place| &*place.lines).collect();
+        for (rank, (place, excerpt)) in (1..).zip(shown.iter().zip(excerpts(&stacks))) {
             writeln!(self.out)?;
-            self.site_numbers(at + 1, books, all)?;
-            self.site_frames(stack, &excerpt)?;
+            self.place_numbers(rank, &place.books, all)?;
+            self.place_frames(place, &excerpt)?;
         }
-        self.rest(&sites[shown.len()..], all)
+        match places.len() - shown.len() {
+            0 => Ok(()),
+            others => self.others(others, &places.beyond(shown.len()), all),
+        }
     }
 
-    fn site_numbers(&mut self, rank: usize, books: &Books, all: u64) -> io::Result<()> {
+    fn places_heading(&mut self, shown: usize, all: usize) -> io::Result<()> {
+        let mut heading = match all {
+            1 => "The only place in the code that holds live memory".to_owned(),
+            all if all == shown => format!("The {all} places in the code that hold live memory"),
+            all => {
+                let all = text::count(all as u64);
+                format!("The top {shown} of {all} places in the code that hold live memory")
+            }
+        };
+        if let Some(recent) = self.recent() {
+            heading.push_str(&format!(", and its change in the last {recent}"));
+        }
+        heading.push(':');
+        writeln!(self.out, "{}", wrap(&heading, self.style.width, "  "))
+    }
+
+    fn place_numbers(&mut self, rank: usize, books: &Books, all: u64) -> io::Result<()> {
         let bytes = self.style.bold(format!("{:>10}", text::bytes(books.live_bytes)));
         let share = text::share(books.live_bytes, all);
         let change = match self.recent() {
@@ -257,7 +209,7 @@ impl<W: Write> Report<'_, W> {
         )
     }
 
-    fn site_frames(&mut self, stack: &Stack, excerpt: &Excerpt<'_>) -> io::Result<()> {
+    fn place_frames(&mut self, place: &Place<'_>, excerpt: &Excerpt<'_>) -> io::Result<()> {
         const INDENT: &str = "     ";
         const CALLER: &str = "       ";
         for (at, part) in excerpt.parts.iter().enumerate() {
@@ -275,7 +227,7 @@ impl<W: Write> Report<'_, W> {
                 writeln!(self.out, "{CALLER}{}", self.style.dim(format!("via {via}")))?;
             }
         }
-        match &stack.missing {
+        match &place.missing {
             Some(missing) => writeln!(self.out, "{INDENT}{}", self.style.warn(missing)),
             None => Ok(()),
         }
@@ -283,7 +235,11 @@ impl<W: Write> Report<'_, W> {
 
     fn frame(&mut self, indent: &str, line: &Line, is_first: bool) -> io::Result<()> {
         let room = self.style.width - indent.len();
-        let place = location(line, room / 2);
+        // The name comes first: the place has what the name leaves, but enough to be of use.
+        let place = location(
+            line,
+            room.saturating_sub(columns(&line.function) + 2).max(room * 2 / 5),
+        );
         let name = shorten(&line.function, room - columns(&place) - 2);
         let name = if is_first { self.style.bold(name) } else { name };
         match place.is_empty() {
@@ -292,29 +248,17 @@ impl<W: Write> Report<'_, W> {
         }
     }
 
-    fn rest(&mut self, rest: &[(Stack, Books)], all: u64) -> io::Result<()> {
-        if rest.is_empty() {
-            return Ok(());
-        }
-        let bytes: u64 = rest.iter().map(|(_, books)| books.live_bytes).sum();
-        let objects: u64 = rest.iter().map(|(_, books)| books.live_objects).sum();
-        let change: i64 = rest
-            .iter()
-            .map(|(_, books)| books.recent_change)
-            .fold(0, i64::saturating_add);
+    fn others(&mut self, places: usize, books: &Books, all: u64) -> io::Result<()> {
         let change = match self.recent() {
-            Some(_) => format!("  {}", self.change(change, bytes, 10)),
+            Some(_) => format!("  {}", self.change(books.recent_change, books.live_bytes, 10)),
             None => String::new(),
         };
-        let places = match rest.len() {
+        let places = match places {
             1 => "1 other place".to_owned(),
             count => format!("{} other places", text::count(count as u64)),
         };
-        let (bytes, share, objects) = (
-            text::bytes(bytes),
-            text::share(bytes, all),
-            text::objects(objects),
-        );
+        let (bytes, share) = (text::bytes(books.live_bytes), text::share(books.live_bytes, all));
+        let objects = text::objects(books.live_objects);
         writeln!(
             self.out,
             "\n     {bytes:>10}  {share:>5}{change}   {objects} in {places}"

@@ -19,7 +19,8 @@ fn stack(words: &str) -> Vec<Line> {
 /// What is shown of each stack, as words.
 fn shown(stacks: &[&str]) -> Vec<String> {
     let stacks: Vec<Vec<Line>> = stacks.iter().map(|words| stack(words)).collect();
-    let stacks: Vec<&[Line]> = stacks.iter().map(|stack| &**stack).collect();
+    let stacks: Vec<Vec<&Line>> = stacks.iter().map(|stack| stack.iter().collect()).collect();
+    let stacks: Vec<&[&Line]> = stacks.iter().map(|stack| &**stack).collect();
     let part = |part: &Part<'_>| match part {
         Part::Frame(line) if line.line == 0 => line.function.to_string(),
         Part::Frame(line) => format!("{}@{}", line.function, line.line),
@@ -47,12 +48,10 @@ fn allocators_and_starters_are_not_shown() {
 #[test]
 fn the_library_function_that_allocated_is_named_apart() {
     let lines = stack("malloc operator@1 std::allocate std::vector::push_back cache::put std::invoke main");
-    let stacks = [&lines[..]];
-    let excerpt = &excerpts(&stacks)[0];
+    let excerpt = &excerpts(&[&lines.iter().collect::<Vec<_>>()])[0];
     assert_eq!(excerpt.via, None, "`operator@1` is the program's own here");
     let lines = stack("malloc std::allocate std::vector::push_back cache::put std::invoke main");
-    let stacks = [&lines[..]];
-    let excerpt = &excerpts(&stacks)[0];
+    let excerpt = &excerpts(&[&lines.iter().collect::<Vec<_>>()])[0];
     assert_eq!(excerpt.via, Some("std::vector::push_back"));
     assert_eq!(excerpt.parts.len(), 2);
 }
