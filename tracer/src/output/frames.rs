@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::symbol::Line;
+use crate::symbol::{Line, is_allocator};
 
 /// The most frames shown of one stack.
 const MOST: usize = 6;
@@ -196,43 +196,6 @@ fn is_standard_library(function: &str) -> bool {
     };
     let (of, interface) = implementation.split_once(" as ").unwrap_or((implementation, ""));
     is_inside(of) || (is_inside(interface) && matches!(of, "T" | "&T" | "[T]" | "F" | "I"))
-}
-
-/// Whether a function is an allocator's own, by any of the names that allocators give it.
-fn is_allocator(function: &str) -> bool {
-    const NAMES: [&str; 20] = [
-        "malloc",
-        "calloc",
-        "realloc",
-        "reallocarray",
-        "aligned_alloc",
-        "memalign",
-        "posix_memalign",
-        "valloc",
-        "pvalloc",
-        "mallocx",
-        "rallocx",
-        "int_malloc",
-        "int_memalign",
-        "int_realloc",
-        "mid_memalign",
-        "operator new",
-        "operator new[]",
-        "rust_alloc",
-        "rust_alloc_zeroed",
-        "rust_realloc",
-    ];
-    const PREFIXES: [&str; 5] = ["libc_", "rjem_", "je_", "tc_", "mi_"];
-    const RUST: [&str; 3] = ["alloc::alloc::", "<alloc::alloc::Global ", "__rustc::"];
-    if RUST.iter().any(|prefix| function.starts_with(prefix)) {
-        return true;
-    }
-    let name = function.trim_start_matches('_');
-    let name = PREFIXES
-        .iter()
-        .find_map(|prefix| name.strip_prefix(prefix))
-        .unwrap_or(name);
-    NAMES.contains(&name) || name.starts_with("rdl_")
 }
 
 #[cfg(test)]

@@ -390,6 +390,13 @@ fn pprof_reads_it() {
     println!("{top}");
     assert!(top.contains("Type: inuse_space"), "{top}");
     assert!(top.contains("350B"), "{top}");
+    // Viewers charge the function that called the allocator.
+    let flat = top
+        .lines()
+        .find(|line| line.contains("allocating_function"))
+        .unwrap();
+    assert!(flat.trim_start().starts_with("250B"), "{top}");
+    assert!(!top.contains("__libc_malloc"), "{top}");
     assert!(
         top.contains("memtrace::profile::tests::calling_function"),
         "{top}"
@@ -400,11 +407,15 @@ fn pprof_reads_it() {
         "{raw}"
     );
     assert!(raw.contains("[stack truncated: no unwind info]"), "{raw}");
+    println!("{raw}");
     let comments = pprof(&["-comments"]).unwrap();
     assert!(comments.contains("nothing was lost"), "{comments}");
     let traces = pprof(&["-traces", "-sample_index=alloc_objects"]).unwrap();
     println!("{traces}");
     assert!(traces.contains("allocating_function"), "{traces}");
+    let peek = pprof(&["-peek", "allocating_function"]).unwrap();
+    println!("{peek}");
+    assert!(peek.contains("calling_function"), "{peek}");
 }
 
 /// Measures: `cargo test --release -p memtrace --lib a_large_heap -- --ignored --nocapture`.
