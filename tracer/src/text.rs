@@ -25,7 +25,7 @@ fn is_unsafe(character: char) -> bool {
     character.is_control() || hidden
 }
 
-/// `512 bytes`, `1.50 KiB`, `31.0 MiB`.
+/// `512 bytes`, `1.5 KiB`, `31.0 MiB`, `300 GiB`.
 pub fn bytes(value: u64) -> String {
     if value == 1 {
         return "1 byte".to_owned();
@@ -37,12 +37,20 @@ pub fn bytes(value: u64) -> String {
     )
 }
 
-/// `999`, `1.24 k`, `12.3 M`.
+/// `1 object`, `12.3 k objects`.
+pub fn objects(value: u64) -> String {
+    match value {
+        1 => "1 object".to_owned(),
+        _ => format!("{} objects", count(value)),
+    }
+}
+
+/// `999`, `1.2 k`, `12.3 M`, `123 G`.
 pub fn count(value: u64) -> String {
     scaled(value, 1000.0, &["", " k", " M", " G", " T", " P", " E"])
 }
 
-/// `+1.20 MiB`, `−512 bytes`, `±0`.
+/// `+1.2 MiB`, `−512 bytes`, `±0`.
 pub fn change(value: i64) -> String {
     match value {
         0 => "±0".to_owned(),
@@ -51,7 +59,7 @@ pub fn change(value: i64) -> String {
     }
 }
 
-/// Three digits that count, and the unit.
+/// Up to three digits, and the unit.
 fn scaled(value: u64, step: f64, units: &[&str]) -> String {
     let mut scaled = value as f64;
     let mut unit = 0;
@@ -60,12 +68,7 @@ fn scaled(value: u64, step: f64, units: &[&str]) -> String {
         scaled /= step;
         unit += 1;
     }
-    let decimals = match scaled {
-        _ if unit == 0 => 0,
-        ..9.995 => 2,
-        ..99.95 => 1,
-        _ => 0,
-    };
+    let decimals = usize::from(unit > 0 && scaled < 99.95);
     format!("{scaled:.decimals$}{}", units[unit])
 }
 
@@ -104,17 +107,17 @@ mod tests {
     use super::{bytes, change, count, duration, printable, share};
 
     #[test]
-    fn three_digits_that_count() {
+    fn numbers_have_units() {
         for (value, text) in [
             (0, "0 bytes"),
             (1, "1 byte"),
             (1023, "1023 bytes"),
-            (1024, "1.00 KiB"),
-            (10_229, "9.99 KiB"),
+            (1024, "1.0 KiB"),
+            (10_137, "9.9 KiB"),
             (10_240, "10.0 KiB"),
             (102_400, "100 KiB"),
-            (1_048_064, "1.00 MiB"),
-            (1 << 30, "1.00 GiB"),
+            (1_048_064, "1.0 MiB"),
+            (1 << 30, "1.0 GiB"),
             (u64::MAX, "16.0 EiB"),
         ] {
             assert_eq!(bytes(value), text);
@@ -122,17 +125,17 @@ mod tests {
         for (value, text) in [
             (0, "0"),
             (999, "999"),
-            (1000, "1.00 k"),
+            (1000, "1.0 k"),
             (12_345, "12.3 k"),
-            (999_600, "1.00 M"),
+            (999_600, "1.0 M"),
         ] {
             assert_eq!(count(value), text);
         }
         for (value, text) in [
             (0, "±0"),
-            (1024, "+1.00 KiB"),
+            (1024, "+1.0 KiB"),
             (-5, "−5 bytes"),
-            (i64::MIN, "−8.00 EiB"),
+            (i64::MIN, "−8.0 EiB"),
         ] {
             assert_eq!(change(value), text);
         }

@@ -73,7 +73,8 @@ impl OutputDir {
     /// Fails when it cannot be made or is not a directory, when its last component is a symbolic link, and, for root, when
     /// it belongs to another user or others can write to it.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self, OutputError> {
-        let path = path.into();
+        // A slash at the end would make the system follow a symbolic link.
+        let path: PathBuf = path.into().components().collect();
         let failed = |errno: Errno| OutputError::Directory {
             path: path.clone(),
             source: errno.into(),
@@ -183,10 +184,8 @@ impl OutputDir {
 }
 
 fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
-    // A slash at the end would make the system follow a symbolic link.
-    let without_slash: PathBuf = path.components().collect();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(CWD, &without_slash, flags, Mode::empty())
+    openat(CWD, path, flags, Mode::empty())
 }
 
 fn check(path: &Path, directory: &OwnedFd) -> Result<(), OutputError> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::symbol::Line;
+use crate::symbol::{Line, is_allocator};
 
 /// The most frames shown of one stack.
 const MOST: usize = 6;
@@ -27,11 +27,11 @@ pub(super) enum Part<'a> {
     Gap(usize),
 }
 
-/// Chooses the frames that tell these stacks apart; each is innermost first and not empty.
+/// Chooses the frames that tell these stacks apart; each is innermost first.
 ///
 /// Allocators, the standard libraries and what runs before `main` are left out. Of the rest, a stack's innermost frame is
 /// always shown, then the frames at which it parts from the other stacks, then those that few of the others share.
-pub(super) fn excerpts<'a>(stacks: &[&'a [Line]]) -> Vec<Excerpt<'a>> {
+pub(super) fn excerpts<'a>(stacks: &[&[&'a Line]]) -> Vec<Excerpt<'a>> {
     let own: Vec<Own<'a>> = stacks.iter().map(|lines| Own::of(lines)).collect();
     let shared = shared_functions(&own);
     own.iter()
@@ -53,7 +53,7 @@ struct Own<'a> {
 }
 
 impl<'a> Own<'a> {
-    fn of(lines: &'a [Line]) -> Self {
+    fn of(lines: &[&'a Line]) -> Self {
         let first = lines.iter().position(|line| !is_library(&line.function));
         let Some(first) = first else {
             // Nothing but libraries: the function that called the allocator is the best there is.
@@ -63,7 +63,7 @@ impl<'a> Own<'a> {
                 .unwrap_or(0);
             return Self {
                 via: None,
-                frames: lines[first..].iter().take(MOST).collect(),
+                frames: lines[first..].iter().copied().take(MOST).collect(),
             };
         };
         let via = lines[..first]
@@ -75,6 +75,7 @@ impl<'a> Own<'a> {
             via,
             frames: lines[first..]
                 .iter()
+                .copied()
                 .filter(|line| !is_library(&line.function))
                 .collect(),
         }
@@ -118,6 +119,9 @@ fn partings(stacks: &[Own<'_>], this: usize) -> Vec<usize> {
 }
 
 fn choose(stack: &Own<'_>, partings: &[usize], shared: &HashMap<&str, usize>) -> Vec<usize> {
+    if stack.frames.is_empty() {
+        return Vec::new();
+    }
     let mut chosen = vec![0];
     // The outermost parting tells a stack from the one that is most like it.
     chosen.extend(partings.iter().rev().take(MOST - 1));
@@ -143,17 +147,20 @@ fn with_gaps<'a>(stack: &Own<'a>, chosen: &[usize]) -> Vec<Part<'a>> {
     let mut parts = Vec::new();
     let mut next = 0;
     for at in chosen.iter().copied() {
-        push_gap(&mut parts, at - next);
+        push_gap(&mut parts, &stack.frames[next..at]);
         parts.push(Part::Frame(stack.frames[at]));
         next = at + 1;
     }
-    push_gap(&mut parts, stack.frames.len() - next);
+    push_gap(&mut parts, &stack.frames[next..]);
     parts
 }
 
-fn push_gap(parts: &mut Vec<Part<'_>>, frames: usize) {
-    if frames > 0 {
-        parts.push(Part::Gap(frames));
+fn push_gap<'a>(parts: &mut Vec<Part<'a>>, frames: &[&'a Line]) {
+    match frames {
+        [] => {}
+        // The frame itself takes no more room than the gap.
+        [frame] => parts.push(Part::Frame(frame)),
+        frames => parts.push(Part::Gap(frames.len())),
     }
 }
 
@@ -189,43 +196,6 @@ fn is_standard_library(function: &str) -> bool {
     };
     let (of, interface) = implementation.split_once(" as ").unwrap_or((implementation, ""));
     is_inside(of) || (is_inside(interface) && matches!(of, "T" | "&T" | "[T]" | "F" | "I"))
-}
-
-/// Whether a function is an allocator's own, by any of the names that allocators give it.
-fn is_allocator(function: &str) -> bool {
-    const NAMES: [&str; 20] = [
-        "malloc",
-        "calloc",
-        "realloc",
-        "reallocarray",
-        "aligned_alloc",
-        "memalign",
-        "posix_memalign",
-        "valloc",
-        "pvalloc",
-        "mallocx",
-        "rallocx",
-        "int_malloc",
-        "int_memalign",
-        "int_realloc",
-        "mid_memalign",
-        "operator new",
-        "operator new[]",
-        "rust_alloc",
-        "rust_alloc_zeroed",
-        "rust_realloc",
-    ];
-    const PREFIXES: [&str; 5] = ["libc_", "rjem_", "je_", "tc_", "mi_"];
-    const RUST: [&str; 3] = ["alloc::alloc::", "<alloc::alloc::Global ", "__rustc::"];
-    if RUST.iter().any(|prefix| function.starts_with(prefix)) {
-        return true;
-    }
-    let name = function.trim_start_matches('_');
-    let name = PREFIXES
-        .iter()
-        .find_map(|prefix| name.strip_prefix(prefix))
-        .unwrap_or(name);
-    NAMES.contains(&name) || name.starts_with("rdl_")
 }
 
 #[cfg(test)]

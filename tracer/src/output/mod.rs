@@ -2,6 +2,7 @@
 
 mod directory;
 mod frames;
+mod places;
 mod report;
 mod status;
 mod style;

@@ -1,21 +1,21 @@
 //! The report: what a tired person reads first.
 
-use std::{
-    collections::HashMap,
-    io::{self, Write},
-    time::Duration,
-};
+use std::io::{self, Write};
 
 use super::{
     frames::{Excerpt, Part, excerpts},
+    places::{Books, Place, Places},
     style::{Style, columns, location, shorten, wrap},
 };
 use crate::{
-    profile::comments,
+    profile::comments::{self, Counted},
     snapshot::{Site, Snapshot},
     symbol::{Line, Symbolizer, Symbols},
     text::{self, printable},
 };
+
+/// Narrower than this (columns) the lines with the numbers do not fit.
+const MIN_WIDTH: usize = 60;
 
 /// How a report looks.
 #[derive(Clone, Copy, Debug)]
@@ -49,73 +49,31 @@ pub fn write_report(
     symbolizer: &mut Symbolizer,
     options: &ReportOptions,
 ) -> io::Result<()> {
+    let live = snapshot.sites.iter().filter(|site| site.live_objects > 0);
+    let symbols = symbolizer.symbolize(
+        &snapshot.mappings,
+        live.flat_map(|site| site.frames.iter().copied()),
+    );
+    write_symbolized(out, snapshot, &symbols, options)
+}
+
+fn write_symbolized(
+    out: &mut impl Write,
+    snapshot: &Snapshot,
+    symbols: &Symbols,
+    options: &ReportOptions,
+) -> io::Result<()> {
     let style = Style {
         colour: options.colour,
-        width: options.width.max(40),
+        width: options.width.max(MIN_WIDTH),
     };
     let mut report = Report { out, snapshot, style };
     report.header()?;
     if !snapshot.coverage.allocators.is_empty() {
-        let live = snapshot.sites.iter().filter(|site| site.live_objects > 0);
-        let symbols = symbolizer.symbolize(
-            &snapshot.mappings,
-            live.flat_map(|site| site.frames.iter().copied()),
-        );
         report.totals()?;
-        report.sites(&merge(snapshot, &symbols), options.top)?;
+        report.places(&Places::of(snapshot, symbols), options.top)?;
     }
     report.coverage()
-}
-
-/// A stack as the reader sees it: inlined calls are frames too.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Stack {
-    names: Vec<Line>,
-    /// What stands for the frames that are missing.
-    missing: Option<String>,
-}
-
-/// The books of the sites that have the same stack once it is symbolized.
-#[derive(Debug, Default)]
-struct Books {
-    live_bytes: u64,
-    live_objects: u64,
-    recent_change: i64,
-    /// Sum of the blocks' ages (seconds).
-    ages: f64,
-}
-
-impl Books {
-    fn add(&mut self, site: &Site) {
-        self.live_bytes += site.live_bytes;
-        self.live_objects += site.live_objects;
-        self.recent_change = self.recent_change.saturating_add(site.recent_change);
-        self.ages += site.mean_age.as_secs_f64() * site.live_objects as f64;
-    }
-
-    fn mean_age(&self) -> Duration {
-        Duration::try_from_secs_f64(self.ages / self.live_objects.max(1) as f64).unwrap_or_default()
-    }
-}
-
-/// The live sites, most bytes first.
-fn merge(snapshot: &Snapshot, symbols: &Symbols) -> Vec<(Stack, Books)> {
-    let mut merged: HashMap<Stack, Books> = HashMap::new();
-    for site in snapshot.sites.iter().filter(|site| site.live_objects > 0) {
-        let frames = site.frames.iter().filter_map(|frame| symbols.get(*frame));
-        let names = frames.flat_map(|frame| frame.lines.iter().cloned()).collect();
-        let stack = Stack {
-            names,
-            missing: comments::missing_frames(site),
-        };
-        merged.entry(stack).or_default().add(site);
-    }
-    let mut sites: Vec<_> = merged.into_iter().collect();
-    sites.sort_by(|(stack_a, a), (stack_b, b)| {
-        let most = (b.live_bytes, b.live_objects).cmp(&(a.live_bytes, a.live_objects));
-        most.then_with(|| stack_a.cmp(stack_b))
-    });
-    sites
 }
 
 struct Report<'a, W> {
@@ -130,7 +88,11 @@ impl<W: Write> Report<'_, W> {
         let title = format!("Heap of {} (pid {})", printable(&process.name), process.pid);
         let since = text::duration(self.snapshot.duration);
         writeln!(self.out, "{}, traced for {since}", self.style.bold(title))?;
-        writeln!(self.out)
+        writeln!(
+            self.out,
+            "{}\n",
+            self.style.dim("Memory allocated before that is not counted.")
+        )
     }
 
     fn totals(&mut self) -> io::Result<()> {
@@ -140,101 +102,120 @@ impl<W: Write> Report<'_, W> {
         if allocated_objects == 0 {
             return writeln!(self.out, "No allocation was seen in this time.");
         }
+        let amount = |bytes, objects| format!("{:>10} in {}", text::bytes(bytes), text::objects(objects));
+        let freed = allocated.saturating_sub(live);
+        let freed_objects = allocated_objects.saturating_sub(live_objects);
+        let share = text::share(freed, allocated);
+        writeln!(self.out, "  allocated   {}", amount(allocated, allocated_objects))?;
         writeln!(
             self.out,
-            "  allocated   {:>10} in {} objects since tracing began",
-            text::bytes(allocated),
-            text::count(allocated_objects)
+            "  freed again {}, {share}",
+            amount(freed, freed_objects)
         )?;
-        writeln!(
-            self.out,
-            "  freed again {:>10} in {} objects ({})",
-            text::bytes(allocated.saturating_sub(live)),
-            text::count(allocated_objects.saturating_sub(live_objects)),
-            text::share(allocated.saturating_sub(live), allocated)
-        )?;
-        let still_live = format!(
-            "{:>10} in {} objects",
-            text::bytes(live),
-            text::count(live_objects)
-        );
-        let recent = self
+        let change = self
             .snapshot
             .sites
             .iter()
             .map(|site| site.recent_change)
             .fold(0, i64::saturating_add);
-        let recent = self
-            .recent(recent, live)
-            .map(|recent| format!("; {recent}"))
-            .unwrap_or_default();
-        writeln!(self.out, "  still live  {}{recent}", self.style.bold(still_live))
+        let change = match self.recent() {
+            Some(recent) => format!(", {} in the last {recent}", self.change(change, live, 0)),
+            None => String::new(),
+        };
+        writeln!(
+            self.out,
+            "  still live  {}{change}",
+            self.style.bold(amount(live, live_objects))
+        )?;
+        if self.snapshot.losses.blocks_full + self.snapshot.losses.threads_full > 0 {
+            let more = "Not every block could be recorded: the real numbers are higher (see the last line).";
+            writeln!(
+                self.out,
+                "\n{}",
+                self.style.warn(wrap(more, self.style.width, ""))
+            )?;
+        }
+        Ok(())
     }
 
-    /// What became of an amount lately: tells a plateau from a leak.
-    fn recent(&self, change: i64, live: u64) -> Option<String> {
-        if self.snapshot.recent.is_zero() {
-            return None;
-        }
-        let during = text::duration(self.snapshot.recent);
-        // Less than 1% is noise.
-        if change.unsigned_abs() <= live / 100 {
-            return Some(format!("steady in the last {during}"));
-        }
-        let text = format!("{} in the last {during}", text::change(change));
-        Some(if change > 0 { self.style.warn(text) } else { text })
+    /// Over which time the recent changes are, when they are known.
+    fn recent(&self) -> Option<String> {
+        (!self.snapshot.recent.is_zero()).then(|| text::duration(self.snapshot.recent))
     }
 
-    fn sites(&mut self, sites: &[(Stack, Books)], top: usize) -> io::Result<()> {
-        let shown = &sites[..sites.len().min(top)];
+    /// What became of an amount lately, in at least `width` columns: tells a plateau from a leak.
+    fn change(&self, change: i64, live: u64, width: usize) -> String {
+        let text = match change {
+            0 => "steady".to_owned(),
+            _ => text::change(change),
+        };
+        let text = format!("{text:>width$}");
+        // Growth by less than 1% may be noise.
+        if change > 0 && change.unsigned_abs() > live / 100 {
+            self.style.warn(text)
+        } else {
+            text
+        }
+    }
+
+    fn places(&mut self, places: &Places<'_>, top: usize) -> io::Result<()> {
+        let shown = places.top(top);
         if shown.is_empty() {
             return Ok(());
         }
-        let all: u64 = sites.iter().map(|(_, books)| books.live_bytes).sum();
         writeln!(self.out)?;
-        match sites.len() {
-            count if count > shown.len() => writeln!(
-                self.out,
-                "The {} of {} places in the code that hold the most live memory:",
-                shown.len(),
-                text::count(count as u64)
-            )?,
-            _ => writeln!(self.out, "The places in the code that hold the live memory:")?,
-        }
-        let stacks: Vec<&[Line]> = shown.iter().map(|(stack, _)| &*stack.names).collect();
-        for (at, ((stack, books), excerpt)) in shown.iter().zip(excerpts(&stacks)).enumerate() {
+        self.places_heading(shown.len(), places.len())?;
+        let all = places.beyond(0).live_bytes;
+        let stacks: Vec<&[&Line]> = shown.iter().map(|place| &*place.lines).collect();
+        for (rank, (place, excerpt)) in (1..).zip(shown.iter().zip(excerpts(&stacks))) {
             writeln!(self.out)?;
-            self.site_numbers(at + 1, books, all)?;
-            self.site_frames(stack, &excerpt)?;
+            self.place_numbers(rank, &place.books, all)?;
+            self.place_frames(place, &excerpt)?;
         }
-        self.rest(&sites[shown.len()..], all)
+        match places.len() - shown.len() {
+            0 => Ok(()),
+            others => self.others(others, &places.beyond(shown.len()), all),
+        }
     }
 
-    fn site_numbers(&mut self, rank: usize, books: &Books, all: u64) -> io::Result<()> {
-        let bytes = format!("{:>10}", text::bytes(books.live_bytes));
-        let share = text::share(books.live_bytes, all);
-        let objects = match books.live_objects {
-            1 => "1 object".to_owned(),
-            count => format!("{} objects", text::count(count)),
+    fn places_heading(&mut self, shown: usize, all: usize) -> io::Result<()> {
+        let mut heading = match all {
+            1 => "The only place in the code that holds live memory".to_owned(),
+            all if all == shown => format!("The {all} places in the code that hold live memory"),
+            all => {
+                let all = text::count(all as u64);
+                format!("The top {shown} of {all} places in the code that hold live memory")
+            }
         };
+        if let Some(recent) = self.recent() {
+            heading.push_str(&format!(", and its change in the last {recent}"));
+        }
+        heading.push(':');
+        writeln!(self.out, "{}", wrap(&heading, self.style.width, "  "))
+    }
+
+    fn place_numbers(&mut self, rank: usize, books: &Books, all: u64) -> io::Result<()> {
+        let bytes = self.style.bold(format!("{:>10}", text::bytes(books.live_bytes)));
+        let share = text::share(books.live_bytes, all);
+        let change = match self.recent() {
+            Some(_) => format!("  {}", self.change(books.recent_change, books.live_bytes, 10)),
+            None => String::new(),
+        };
+        let objects = text::objects(books.live_objects);
         let age = text::duration(books.mean_age());
-        let recent = self.recent(books.recent_change, books.live_bytes);
-        let recent = recent.map(|recent| format!(", {recent}")).unwrap_or_default();
-        let bytes = self.style.bold(bytes);
         writeln!(
             self.out,
-            "{rank:>3}. {bytes}  {share:>5}  {objects}, mean age {age}{recent}"
+            "{rank:>3}. {bytes}  {share:>5}{change}   {objects}, mean age {age}"
         )
     }
 
-    fn site_frames(&mut self, stack: &Stack, excerpt: &Excerpt<'_>) -> io::Result<()> {
+    fn place_frames(&mut self, place: &Place<'_>, excerpt: &Excerpt<'_>) -> io::Result<()> {
         const INDENT: &str = "     ";
         const CALLER: &str = "       ";
         for (at, part) in excerpt.parts.iter().enumerate() {
             match part {
                 Part::Frame(line) if at == 0 => self.frame(INDENT, line, true)?,
                 Part::Frame(line) => self.frame(CALLER, line, false)?,
-                Part::Gap(1) => writeln!(self.out, "{CALLER}{}", self.style.dim("… 1 frame"))?,
                 Part::Gap(count) => writeln!(
                     self.out,
                     "{CALLER}{}",
@@ -246,7 +227,7 @@ impl<W: Write> Report<'_, W> {
                 writeln!(self.out, "{CALLER}{}", self.style.dim(format!("via {via}")))?;
             }
         }
-        match &stack.missing {
+        match &place.missing {
             Some(missing) => writeln!(self.out, "{INDENT}{}", self.style.warn(missing)),
             None => Ok(()),
         }
@@ -254,7 +235,11 @@ impl<W: Write> Report<'_, W> {
 
     fn frame(&mut self, indent: &str, line: &Line, is_first: bool) -> io::Result<()> {
         let room = self.style.width - indent.len();
-        let place = location(line, room / 2);
+        // The name comes first: the place has what the name leaves, but enough to be of use.
+        let place = location(
+            line,
+            room.saturating_sub(columns(&line.function) + 2).max(room * 2 / 5),
+        );
         let name = shorten(&line.function, room - columns(&place) - 2);
         let name = if is_first { self.style.bold(name) } else { name };
         match place.is_empty() {
@@ -263,19 +248,20 @@ impl<W: Write> Report<'_, W> {
         }
     }
 
-    fn rest(&mut self, rest: &[(Stack, Books)], all: u64) -> io::Result<()> {
-        if rest.is_empty() {
-            return Ok(());
-        }
-        let bytes: u64 = rest.iter().map(|(_, books)| books.live_bytes).sum();
-        let objects: u64 = rest.iter().map(|(_, books)| books.live_objects).sum();
+    fn others(&mut self, places: usize, books: &Books, all: u64) -> io::Result<()> {
+        let change = match self.recent() {
+            Some(_) => format!("  {}", self.change(books.recent_change, books.live_bytes, 10)),
+            None => String::new(),
+        };
+        let places = match places {
+            1 => "1 other place".to_owned(),
+            count => format!("{} other places", text::count(count as u64)),
+        };
+        let (bytes, share) = (text::bytes(books.live_bytes), text::share(books.live_bytes, all));
+        let objects = text::objects(books.live_objects);
         writeln!(
             self.out,
-            "\n     {:>10}  {:>5}  {} objects in {} other places",
-            text::bytes(bytes),
-            text::share(bytes, all),
-            text::count(objects),
-            text::count(rest.len() as u64)
+            "\n     {bytes:>10}  {share:>5}{change}   {objects} in {places}"
         )
     }
 
@@ -301,20 +287,27 @@ impl<W: Write> Report<'_, W> {
 
     fn losses(&self) -> String {
         let losses = &self.snapshot.losses;
-        let mut lost: Vec<String> = (comments::losses(losses).into_iter())
-            .map(|(count, what)| format!("{} {what}", text::count(count)))
-            .collect();
+        let (lost, seen): (Vec<_>, Vec<_>) = comments::counted(losses)
+            .into_iter()
+            .partition(|counted| counted.is_loss);
+        let words = |counted: &Counted| format!("{} {}", text::count(counted.count), counted.in_short);
+        let mut lost: Vec<String> = lost.iter().map(words).collect();
         for (why, blocks) in &losses.truncated {
+            let blocks = text::count(*blocks);
             lost.push(format!(
-                "{} blocks with a truncated stack: {}",
-                text::count(*blocks),
+                "{blocks} blocks with an incomplete stack ({})",
                 comments::reason(*why)
             ));
         }
-        match lost.is_empty() {
+        let mut text = match lost.is_empty() {
             true => "Nothing was lost, every stack is complete.".to_owned(),
-            false => format!("Lost: {}.", lost.join("; ")),
+            false => format!("Lost: {}.", lost.join(", ")),
+        };
+        if !seen.is_empty() {
+            let seen: Vec<String> = seen.iter().map(words).collect();
+            text.push_str(&format!(" Also seen: {}.", seen.join(", ")));
         }
+        text
     }
 }
 

@@ -103,7 +103,7 @@ mod tests {
         status.not_recorded = 7;
         assert_eq!(
             status.text(),
-            "12.3 s  live 31.0 MiB in 12.3 k objects  −3.00 MiB per minute  7 events not recorded"
+            "12.3 s  live 31.0 MiB in 12.3 k objects  −3.0 MiB per minute  7 events not recorded"
         );
     }
 

@@ -48,7 +48,7 @@ pub(super) fn shorten(name: &str, width: usize) -> String {
     if columns(&name) <= width {
         return name.into_owned();
     }
-    keep_end(&without_arguments(&name), width)
+    keep_end(&without_arguments(&name), width, "::")
 }
 
 /// `src/cache.cpp:120` in at most `width` columns, safe to print; empty when the file is not known.
@@ -62,17 +62,19 @@ pub(super) fn location(line: &Line, width: usize) -> String {
     } else {
         Cow::Owned(format!("{file}:{}", line.line))
     };
-    keep_end(&place, width)
+    keep_end(&place, width, "/")
 }
 
-/// The end of a text says more of a path or a qualified name than its beginning.
-fn keep_end(text: &str, width: usize) -> String {
+/// The end of a text says more of a path or a qualified name than its beginning; it is cut before a separator, if there is
+/// one.
+fn keep_end(text: &str, width: usize, separator: &str) -> String {
     let length = columns(text);
     if length <= width {
         return text.to_owned();
     }
-    let kept = text.chars().skip(length - width.saturating_sub(1));
-    std::iter::once('…').chain(kept).collect()
+    let kept: String = text.chars().skip(length - width.saturating_sub(1)).collect();
+    let whole_parts = kept.find(separator).unwrap_or(0);
+    format!("…{}", &kept[whole_parts..])
 }
 
 /// `a<b<c>, d>::e` becomes `a<…>::e`. A leading `<`, as in Rust's `<T as Trait>::f`, and operators stay.
@@ -135,7 +137,7 @@ mod tests {
         );
         assert_eq!(
             shorten("store::operator<< <char, int>", 28),
-            "store::operator<< <char, int>".replace("store", "…tore")
+            "…::operator<< <char, int>"
         );
         assert_eq!(shorten("a\x1bb", 80), r"a\u{1b}b");
     }

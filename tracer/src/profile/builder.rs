@@ -91,6 +91,12 @@ impl<'a> Builder<'a> {
         self.profile.duration_nanos = signed(duration.as_nanos());
     }
 
+    /// Functions, as a regular expression (RE2) for their whole names, that viewers are to drop from the innermost end of
+    /// stacks, with all that they call. The profile keeps them.
+    pub fn set_drop_frames(&mut self, functions: &str) {
+        self.profile.drop_frames = self.string(functions);
+    }
+
     /// Adds a line to the profile's comments.
     pub fn add_comment(&mut self, text: &str) {
         let text = self.string(text);
@@ -269,7 +275,9 @@ impl<'a> Builder<'a> {
     }
 
     fn file_name(&mut self, path: &Path) -> i64 {
-        self.string(&path.to_string_lossy())
+        let name = path.to_string_lossy();
+        // The kernel appends this to the path of a file that has been unlinked (fs/d_path.c).
+        self.string(name.strip_suffix(" (deleted)").unwrap_or(&name))
     }
 
     /// A mapping "has" what at least one of its locations has; a viewer that wants more may then look for itself.

@@ -1,10 +1,12 @@
 //! What a profile says of itself in words: when, whose, what is covered, and what was lost.
 
+use std::borrow::Cow;
+
 use memtrace_ebpf::layout::EndReason;
 
 use crate::{
     snapshot::{Losses, Site, Snapshot},
-    text::printable,
+    text::{self, printable},
     time::rfc3339,
 };
 
@@ -50,13 +52,17 @@ pub(super) fn of(snapshot: &Snapshot) -> Vec<String> {
             snapshot.failed_calls
         ));
     }
-    let before = lines.len();
-    lines.extend(
-        self::losses(losses)
-            .into_iter()
-            .map(|(count, what)| format!("lost: {count} {what}")),
-    );
-    if lines.len() == before {
+    let counted = counted(losses);
+    for Counted {
+        count, what, is_loss, ..
+    } in &counted
+    {
+        lines.push(format!(
+            "{}: {count} {what}",
+            if *is_loss { "lost" } else { "seen" }
+        ));
+    }
+    if !counted.iter().any(|counted| counted.is_loss) {
         lines.push("nothing was lost".to_owned());
     }
     if losses.truncated.is_empty() {
@@ -71,8 +77,20 @@ pub(super) fn of(snapshot: &Snapshot) -> Vec<String> {
     lines
 }
 
-/// The counters that are not 0, each with its words; truncated stacks are not among them.
-pub(crate) fn losses(losses: &Losses) -> Vec<(u64, &'static str)> {
+/// A counter that is not 0.
+#[derive(Clone, Debug)]
+pub(crate) struct Counted {
+    pub(crate) count: u64,
+    /// What was counted.
+    pub(crate) what: Cow<'static, str>,
+    /// The same in few words.
+    pub(crate) in_short: Cow<'static, str>,
+    /// Whether the books are wrong by it. Frees of older blocks, for one, are as they must be.
+    pub(crate) is_loss: bool,
+}
+
+/// The counters that are not 0; truncated stacks are not among them.
+pub(crate) fn counted(losses: &Losses) -> Vec<Counted> {
     let Losses {
         blocks_full,
         blocks_full_bytes,
@@ -86,34 +104,67 @@ pub(crate) fn losses(losses: &Losses) -> Vec<(u64, &'static str)> {
         unreadable_results,
         truncated: _,
     } = losses;
+    let counted = |count: &u64, what, in_short, is_loss| Counted {
+        count: *count,
+        what: Cow::Borrowed(what),
+        in_short: Cow::Borrowed(in_short),
+        is_loss,
+    };
+    let lost = |count, what, in_short| counted(count, what, in_short, true);
+    let seen = |count, what, in_short| counted(count, what, in_short, false);
+    let full = Counted {
+        count: *blocks_full,
+        what: format!(
+            "blocks ({blocks_full_bytes} bytes) not recorded: the block table was full (--max-live raises its size)"
+        )
+        .into(),
+        in_short: format!(
+            "blocks ({}) not recorded (table full, raise --max-live)",
+            text::bytes(*blocks_full_bytes)
+        )
+        .into(),
+        is_loss: true,
+    };
     let all = [
-        (
-            *blocks_full,
-            "blocks not recorded: the block table was full (--max-live raises its size)",
+        full,
+        lost(
+            threads_full,
+            "calls not recorded: the thread table was full",
+            "calls not recorded (too many threads)",
         ),
-        (*blocks_full_bytes, "bytes in these blocks"),
-        (*threads_full, "calls not recorded: the thread table was full"),
-        (
-            *without_stack,
+        lost(
+            without_stack,
             "blocks recorded without their stack: the stack table was full or no walk state was free",
+            "blocks without a stack",
         ),
-        (
-            *unmatched_frees,
+        lost(missed_frees, "blocks whose free was missed", "missed frees"),
+        lost(
+            abandoned_calls,
+            "calls that never returned",
+            "calls that never returned",
+        ),
+        lost(
+            nested_too_deep,
+            "calls nested deeper than the books can hold",
+            "calls nested too deep",
+        ),
+        lost(
+            unreadable_results,
+            "results of posix_memalign that could not be read",
+            "results of posix_memalign not readable",
+        ),
+        seen(
+            unmatched_frees,
             "frees of blocks that are not in the books: older than the tracing, or of an untraced call",
+            "frees of older blocks",
         ),
-        (*missed_frees, "blocks whose free was missed"),
-        (*abandoned_calls, "calls that never returned"),
-        (
-            *unmatched_returns,
+        seen(
+            unmatched_returns,
+            "returns of calls that began before the tracing",
             "returns of calls that began before the tracing",
         ),
-        (*nested_too_deep, "calls nested deeper than the books can hold"),
-        (
-            *unreadable_results,
-            "results of posix_memalign that could not be read",
-        ),
     ];
-    all.into_iter().filter(|(count, _)| *count > 0).collect()
+    all.into_iter().filter(|counted| counted.count > 0).collect()
 }
 
 /// The frame that stands for what is missing of a site's stack; `None` when it is complete.

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     snapshot::{Site, Snapshot},
-    symbol::{Symbolizer, Symbols},
+    symbol::{Symbolizer, Symbols, allocators},
 };
 
 /// As Go's `runtime/pprof` names them, so that every viewer knows what to do with them.
@@ -44,6 +44,8 @@ pub fn heap(snapshot: &Snapshot, symbolizer: &mut Symbolizer) -> Profile {
     let symbols = symbolizer.symbolize(&snapshot.mappings, frames);
     let mut builder = Builder::new(&HEAP, &snapshot.process, &snapshot.mappings);
     builder.set_time(snapshot.started, snapshot.duration);
+    // Otherwise every block would count as `malloc`'s own.
+    builder.set_drop_frames(&allocators());
     for comment in comments::of(snapshot) {
         builder.add_comment(&comment);
     }

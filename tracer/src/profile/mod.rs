@@ -36,4 +36,6 @@ pub fn decode_gz(bytes: &[u8]) -> io::Result<Profile> {
 }
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;

@@ -20,7 +20,6 @@ pub(crate) fn readable(raw: &str) -> Cow<'_, str> {
     if let Some(public) = raw.strip_prefix("__GI_").filter(|public| !public.is_empty()) {
         return cut(public);
     }
-    // GCC's and LLVM's clones: `foo.cold`, `foo.part.0`, `foo.isra.0`, `foo.constprop.0`, `foo.llvm.123`.
     let demangled = rust(raw).or_else(|| cpp(raw));
     demangled.map_or_else(|| cut(raw), Cow::Owned)
 }
@@ -114,35 +113,39 @@ mod tests {
 
     #[test]
     fn a_name_that_explodes_is_cut() {
-        // Each `S_` level doubles: f<T<T<…>,T<…>>>.
-        let mut raw = String::from("_Z1fI1TIii");
-        for level in 0..40 {
+        // f<A<int, int>, B<A, A>, C<B, B>, …>: each type is twice as long as the one before it. The substitution that
+        // stands for the type at `level` is number 2 * level + 2: `f` and each template's own name have numbers too.
+        let mut raw = String::from("_Z1fI1AIiiE");
+        for level in 1..25 {
+            let before = in_base_36(2 * level - 1);
             raw.push_str(&format!(
-                "E1TIS{}_",
-                if level == 0 {
-                    String::new()
-                } else {
-                    to_base36(level - 1)
-                }
-            ));
-            raw.push_str(&format!(
-                "S{}_",
-                if level == 0 {
-                    String::new()
-                } else {
-                    to_base36(level - 1)
-                }
+                "1{}IS{before}_S{before}_E",
+                char::from(b'A' + level as u8)
             ));
         }
-        raw.push_str("EEvv");
-        assert!(readable(&raw).len() <= raw.len().max(MAX_NAME) + '…'.len_utf8());
-        assert!(readable(&"x".repeat(1 << 20)).len() <= MAX_NAME + '…'.len_utf8());
+        raw.push_str("Evv");
+        let name = readable(&raw);
+        assert!(
+            name.starts_with("f<A<int, int>, B<A<int, int>, A<int, int> >, C<B<A<"),
+            "{name}"
+        );
+        assert!(name.ends_with('…'), "{name}");
+        assert!(name.len() <= MAX_NAME + '…'.len_utf8());
     }
 
-    fn to_base36(value: u32) -> String {
-        char::from_digit(value % 36, 36)
-            .unwrap()
-            .to_ascii_uppercase()
-            .to_string()
+    fn in_base_36(number: u32) -> String {
+        let digit = |digit| char::from_digit(digit, 36).unwrap().to_ascii_uppercase();
+        [number / 36, number % 36]
+            .iter()
+            .skip_while(|value| **value == 0)
+            .map(|value| digit(*value))
+            .collect()
+    }
+
+    #[test]
+    fn a_long_plain_name_is_cut_between_characters() {
+        let name = "ö".repeat(MAX_NAME);
+        let cut = readable(&name);
+        assert!(cut.ends_with("ö…") && cut.len() <= MAX_NAME + '…'.len_utf8());
     }
 }

@@ -12,9 +12,10 @@
 //! `addr2line` and `objdump` take); for code that no file backs it is the offset in the mapping.
 //!
 //! Not read: `perf` maps, links to debug files outside the debug directories, and anything else the target could use
-//! to choose which file a privileged process opens. Not solved here: DWARF is parsed in this process, and a hostile
-//! image can make the parser fail in ways that end it.
+//! to choose which file a privileged process opens. Not solved here: DWARF is parsed in this process, from a mapping of
+//! the file, and a hostile image, or one that is truncated meanwhile, can end it.
 
+mod allocator;
 mod debug_file;
 mod demangle;
 mod elf;
@@ -30,6 +31,7 @@ use std::{
 use blazesym::symbolize::Symbolizer as Blazesym;
 use memtrace_ebpf::unwind::frame;
 
+pub(crate) use allocator::{is_allocator, regular_expression as allocators};
 pub(crate) use debug_file::hex;
 use intern::Strings;
 use module::{Module, ModuleKey};
@@ -75,6 +77,11 @@ impl Symbols {
     /// What is known of a packed frame; `None` when it was not among those symbolized.
     pub fn get(&self, frame: u64) -> Option<&Symbolized> {
         self.0.get(&frame)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn from_parts(parts: impl IntoIterator<Item = (u64, Symbolized)>) -> Self {
+        Self(parts.into_iter().collect())
     }
 
     /// How many distinct frames there are.
@@ -219,5 +226,7 @@ fn module_label(mapping: &Mapping) -> String {
     name.strip_suffix(" (deleted)").unwrap_or(&name).to_owned()
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

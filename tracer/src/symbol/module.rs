@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs::File,
     os::{fd::AsRawFd, unix::fs::MetadataExt},
-    path::PathBuf,
+    path::{Component, PathBuf},
     sync::Arc,
 };
 
@@ -186,14 +186,19 @@ fn line(raw: &str, location: Option<&CodeInfo<'_>>, strings: &mut Strings) -> Li
     }
 }
 
-/// The path as the compiler recorded it, without its `.` components.
+/// The path as the compiler recorded it, but without `.`, and without `directory/..`.
 fn source_path(location: &CodeInfo<'_>) -> String {
-    use std::path::Component;
     let path = location.to_path();
-    let clean: PathBuf = path
-        .components()
-        .filter(|component| *component != Component::CurDir)
-        .collect();
+    let mut clean = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir if matches!(clean.components().next_back(), Some(Component::Normal(_))) => {
+                clean.pop();
+            }
+            other => clean.push(other),
+        }
+    }
     clean.to_string_lossy().into_owned()
 }
 

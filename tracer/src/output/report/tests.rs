@@ -1,1 +1,254 @@
+use std::time::Duration;
 
+use memtrace_ebpf::{layout::EndReason, unwind::frame};
+
+use super::{ReportOptions, write_symbolized};
+use crate::{
+    profile::testing::{site, snapshot},
+    snapshot::{Losses, Site, Snapshot},
+    symbol::{Line, Symbolized, Symbols},
+    target::Mappings,
+};
+
+/// Makes sites and their symbols from words, each frame a `function file:line`.
+#[derive(Default)]
+struct Words {
+    sites: Vec<Site>,
+    symbols: Vec<(u64, Symbolized)>,
+}
+
+impl Words {
+    fn site(&mut self, live: (u64, u64), stack: &[&str]) -> &mut Site {
+        let frames: Vec<u64> = stack.iter().map(|frame| self.frame(frame)).collect();
+        self.sites
+            .push(site(&frames, EndReason::Complete, live, (live.0 * 2, live.1 * 2)));
+        self.sites.last_mut().unwrap()
+    }
+
+    fn frame(&mut self, words: &str) -> u64 {
+        let address = self.symbols.len() as u64 + 1;
+        let packed = frame::pack(0, address, true);
+        // Inlined calls are separated by ` < `.
+        let lines = words.split(" < ").map(|words| {
+            let (function, place) = words.rsplit_once(" at ").unwrap_or((words, ""));
+            let (file, line) = place.rsplit_once(':').unwrap_or((place, "0"));
+            Line {
+                function: function.into(),
+                system_name: None,
+                file: (!file.is_empty()).then(|| file.into()),
+                line: line.parse().unwrap(),
+                column: 0,
+            }
+        });
+        let symbolized = Symbolized {
+            address,
+            mapping: Some(0),
+            lines: lines.collect(),
+            named: true,
+        };
+        self.symbols.push((packed, symbolized));
+        packed
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        snapshot(self.sites.clone(), Mappings::default(), "/app/server".into())
+    }
+
+    fn report(&self, snapshot: &Snapshot, options: &ReportOptions) -> String {
+        let mut out = Vec::new();
+        write_symbolized(
+            &mut out,
+            snapshot,
+            &Symbols::from_parts(self.symbols.iter().cloned()),
+            options,
+        )
+        .unwrap();
+        String::from_utf8(out).unwrap()
+    }
+}
+
+const START: [&str; 4] = [
+    "main at src/main.c:61",
+    "__libc_start_call_main at libc-start.c:58",
+    "__libc_start_main_impl at libc-start.c:360",
+    "_start",
+];
+
+fn server() -> Words {
+    let mut words = Words::default();
+    let mut add = |live, stack: &[&str]| {
+        let stack: Vec<&str> = stack.iter().chain(&START).copied().collect();
+        words.site(live, &stack);
+    };
+    add(
+        (12_100, 31 << 20),
+        &[
+            "__libc_malloc at malloc/malloc.c:3294",
+            "operator new",
+            "std::__new_allocator<Entry>::allocate < \
+         std::vector<Entry, std::allocator<Entry> >::push_back at /usr/include/c++/12/bits/stl_vector.h:1281",
+            "cache::Store::put at src/cache.cpp:120",
+            "http::Handler::get at src/http.cpp:88",
+            "event_loop at src/loop.c:30",
+        ],
+    );
+    add(
+        (4_000, 5 << 20),
+        &[
+            "calloc",
+            "session_new at src/session.c:41",
+            "accept_client at src/net.c:210",
+            "event_loop at src/loop.c:31",
+        ],
+    );
+    add((9, 300 << 10), &["malloc", "load_config at src/config.c:12"]);
+    add((1, 24), &["malloc", "log_open at src/log.c:7"]);
+    words.sites[0].recent_change = 1_258_291;
+    words.sites[0].mean_age = Duration::from_millis(14_200);
+    words.sites[1].recent_change = -2048;
+    words
+}
+
+fn assert_golden(report: &str, expected: &str) {
+    println!("{report}");
+    assert_eq!(report, expected);
+    assert!(!report.contains('\x1b'));
+}
+
+#[test]
+fn what_a_tired_person_reads_first() {
+    let words = server();
+    let mut snapshot = words.snapshot();
+    snapshot.recent = Duration::from_secs(10);
+    snapshot.losses.unmatched_frees = 1_234;
+    let report = words.report(
+        &snapshot,
+        &ReportOptions {
+            top: 3,
+            ..ReportOptions::default()
+        },
+    );
+    assert_golden(&report, include_str!("tests/server.txt"));
+    assert!(report.lines().all(|line| line.chars().count() <= 100));
+}
+
+#[test]
+fn what_was_lost_or_not_known_is_said() {
+    let mut words = server();
+    // The same place once it is symbolized, at another address.
+    words.site(
+        (2, 1 << 20),
+        &[
+            "malloc",
+            "load_config at src/config.c:12",
+            START[0],
+            START[1],
+            START[2],
+            START[3],
+        ],
+    );
+    let truncated = words.site(
+        (5, 4 << 20),
+        &[
+            "malloc",
+            "libx.so.1+0x1234",
+            "plugin_run < inlined_in at src/plugin.c:9",
+        ],
+    );
+    truncated.end = EndReason::NoUnwindInfo;
+    words.site((3, 2 << 20), &[]).end = EndReason::Running;
+    let mut snapshot = words.snapshot();
+    snapshot.losses = Losses {
+        blocks_full: 12_345,
+        blocks_full_bytes: 1 << 20,
+        missed_frees: 1,
+        truncated: vec![(EndReason::NoUnwindInfo, 5)],
+        ..Losses::default()
+    };
+    snapshot.coverage.not_covered = vec!["/app/libpool.so: an allocator of its own".to_owned()];
+    assert_golden(
+        &words.report(&snapshot, &ReportOptions::default()),
+        include_str!("tests/lost.txt"),
+    );
+}
+
+#[test]
+fn a_narrow_terminal_is_not_overrun() {
+    let words = server();
+    let report = words.report(
+        &words.snapshot(),
+        &ReportOptions {
+            top: 1,
+            width: 40,
+            colour: false,
+        },
+    );
+    assert_golden(&report, include_str!("tests/narrow.txt"));
+    assert!(report.lines().all(|line| line.chars().count() <= 60));
+}
+
+#[test]
+fn no_coverage_is_not_reported_as_no_memory() {
+    let words = Words::default();
+    let mut snapshot = words.snapshot();
+    snapshot.coverage.allocators.clear();
+    snapshot.coverage.not_covered =
+        vec!["/app/server is static and stripped: it has no malloc by name".to_owned()];
+    let report = words.report(&snapshot, &ReportOptions::default());
+    assert_golden(&report, include_str!("tests/blind.txt"));
+    assert!(!report.contains("0 bytes") && !report.contains("Nothing was lost"));
+}
+
+#[test]
+fn nothing_allocated_and_nothing_live_are_told_apart() {
+    let mut words = Words::default();
+    let idle = words.report(&words.snapshot(), &ReportOptions::default());
+    assert!(idle.contains("No allocation was seen in this time."), "{idle}");
+    words
+        .sites
+        .push(site(&[], EndReason::Running, (0, 0), (1_000, 64_000)));
+    let freed = words.report(&words.snapshot(), &ReportOptions::default());
+    assert!(freed.contains("still live     0 bytes in 0 objects"), "{freed}");
+    assert!(freed.contains("100%"), "{freed}");
+}
+
+#[test]
+fn names_from_the_target_cannot_drive_the_terminal() {
+    let mut words = Words::default();
+    words.site(
+        (1, 1),
+        &["f\x1b]0;owned\x07 at a\x1b[2J.c:1", "g\r\u{9b}31m\u{202e}"],
+    );
+    let mut snapshot = words.snapshot();
+    snapshot.process.name = "x\x1b[8m".to_owned();
+    snapshot.coverage.allocators = vec!["lib\x1bc.so".to_owned()];
+    let report = words.report(&snapshot, &ReportOptions::default());
+    let harmless =
+        |character: char| character == '\n' || !(character.is_control() || character == '\u{202e}');
+    assert!(report.chars().all(harmless), "{report:?}");
+    assert!(report.contains(r"f\u{1b}]0;owned\u{7}"), "{report}");
+}
+
+#[test]
+fn colour_changes_nothing_but_colour() {
+    let words = server();
+    let mut snapshot = words.snapshot();
+    snapshot.recent = Duration::from_secs(10);
+    let plain = words.report(&snapshot, &ReportOptions::default());
+    let coloured = words.report(
+        &snapshot,
+        &ReportOptions {
+            colour: true,
+            ..ReportOptions::default()
+        },
+    );
+    assert!(
+        coloured.contains("\x1b[1m") && coloured.contains("\x1b[33m"),
+        "{coloured:?}"
+    );
+    let mut stripped = coloured;
+    for code in ["\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[33m"] {
+        stripped = stripped.replace(code, "");
+    }
+    assert_eq!(stripped, plain);
+}

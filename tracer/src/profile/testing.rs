@@ -1,0 +1,50 @@
+//! Snapshots built by hand.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use memtrace_ebpf::layout::EndReason;
+
+use crate::{
+    snapshot::{Coverage, Losses, Site, Snapshot},
+    target::{Mappings, ProcessInfo},
+};
+
+/// A site with these frames; `live` and `allocated` are objects and bytes.
+pub(crate) fn site(frames: &[u64], end: EndReason, live: (u64, u64), allocated: (u64, u64)) -> Site {
+    Site {
+        frames: frames.to_vec(),
+        end,
+        alloc_objects: allocated.0,
+        alloc_bytes: allocated.1,
+        live_objects: live.0,
+        live_bytes: live.1,
+        mean_age: Duration::from_secs(4),
+        recent_change: 0,
+    }
+}
+
+/// A snapshot of these sites, 30 seconds after tracing began.
+pub(crate) fn snapshot(sites: Vec<Site>, mappings: Mappings, executable: PathBuf) -> Snapshot {
+    Snapshot {
+        process: ProcessInfo {
+            pid: 4711,
+            name: "server".to_owned(),
+            executable,
+        },
+        started: UNIX_EPOCH + Duration::from_secs(1_795_368_817),
+        duration: Duration::from_secs(30),
+        recent: Duration::ZERO,
+        sites,
+        losses: Losses::default(),
+        coverage: Coverage {
+            allocators: vec!["libc.so.6: malloc, calloc, realloc, free".to_owned()],
+            not_covered: Vec::new(),
+        },
+        failed_calls: 0,
+        mappings: Arc::new(mappings),
+    }
+}

@@ -1,0 +1,67 @@
+//! The functions of allocators themselves: of no interest to who asks for the memory's owner.
+
+/// Names, without the prefixes that allocators put before them.
+const NAMES: [&str; 22] = [
+    "malloc",
+    "calloc",
+    "realloc",
+    "reallocarray",
+    "aligned_alloc",
+    "memalign",
+    "posix_memalign",
+    "valloc",
+    "pvalloc",
+    "mallocx",
+    "rallocx",
+    "int_malloc",
+    "int_memalign",
+    "int_realloc",
+    "mid_memalign",
+    "operator new",
+    "operator new[]",
+    "rust_alloc",
+    "rust_alloc_zeroed",
+    "rust_realloc",
+    "rdl_alloc",
+    "rdl_realloc",
+];
+
+/// Prefixes of glibc, jemalloc (in Rust and elsewhere), tcmalloc and mimalloc; underscores before them do not count.
+const PREFIXES: [&str; 6] = ["libc_", "rjem_", "je_", "tc_", "mi_", "rustc::__"];
+
+/// Whether a function, by its readable name, is an allocator's own.
+pub(crate) fn is_allocator(function: &str) -> bool {
+    let name = function.trim_start_matches('_');
+    let name = PREFIXES
+        .iter()
+        .find_map(|prefix| name.strip_prefix(prefix))
+        .unwrap_or(name);
+    NAMES.contains(&name)
+}
+
+/// The same as a regular expression (RE2), for the whole of a name.
+pub(crate) fn regular_expression() -> String {
+    let names = NAMES.map(|name| name.replace('[', r"\[").replace(']', r"\]"));
+    format!("_*(?:{})?(?:{})", PREFIXES.join("|"), names.join("|"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NAMES, PREFIXES, is_allocator, regular_expression};
+
+    #[test]
+    fn the_expression_names_every_allocator() {
+        let expression = regular_expression();
+        assert!(expression.contains(r"operator new\[\]"), "{expression}");
+        for name in NAMES {
+            assert!(is_allocator(name) && is_allocator(&format!("__{name}")));
+            assert!(
+                PREFIXES
+                    .iter()
+                    .all(|prefix| is_allocator(&format!("_{prefix}{name}"))),
+                "{name}"
+            );
+            assert!(!is_allocator(&format!("x{name}")) && !is_allocator(&format!("{name}_all")));
+        }
+    }
+}
