@@ -107,7 +107,7 @@ fn check(name: &str, flags: &[&str], compare: bool) -> Result<()> {
     }
     let _turn = serial::turn()?;
     let mut target = Stacks::start(name, flags)?;
-    let memtrace = Memtrace::attach(target.pid(), &["--quiet"])?;
+    let memtrace = Memtrace::attach(target.pid(), &[])?;
     let mut blocks = Vec::new();
     for scenario in scenarios() {
         let made = target.run(scenario.name, scenario.count)?;
@@ -225,7 +225,7 @@ fn while_binding_lazily() -> Result<()> {
     }
     let _turn = serial::turn()?;
     let mut target = Stacks::start("stacks_lazy", &["-Wl,-z,lazy"])?;
-    let memtrace = Memtrace::attach(target.pid(), &["--quiet"])?;
+    let memtrace = Memtrace::attach(target.pid(), &[])?;
     let made = target.run("lazy_binding", 1)?;
     ensure!(made > 500, "binding took {made} instructions");
     let (heap, _outcome) = memtrace.stop()?;
