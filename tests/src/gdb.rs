@@ -1,6 +1,6 @@
 //! Backtraces by gdb, to compare stacks with.
 
-use std::{path::Path, process::Command};
+use std::{fs::File, os::unix::fs::FileExt, path::Path, process::Command};
 
 use anyhow::{Context, bail};
 
@@ -32,7 +32,7 @@ pub enum GdbFrame {
     },
 }
 
-/// The stacks of all threads, each innermost frame first.
+/// The stacks of all threads, each innermost frame first: the frames that are really there.
 pub fn backtraces(gdb: &Path, pid: u32) -> Result<Vec<Vec<GdbFrame>>> {
     let mut command = Command::new(gdb);
     command.args(["-batch", "-nx", "-p"]).arg(pid.to_string());
@@ -58,7 +58,36 @@ pub fn backtraces(gdb: &Path, pid: u32) -> Result<Vec<Vec<GdbFrame>>> {
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    Ok(stacks)
+    let memory =
+        File::open(format!("/proc/{pid}/mem")).with_context(|| format!("opening the memory of {pid}"))?;
+    Ok(stacks
+        .into_iter()
+        .map(|stack| without_tail_calls(stack, &memory))
+        .collect())
+}
+
+/// Takes out the frames that gdb makes up for tail calls: debugging information tells it of a function that is not on
+/// the stack any more. The instruction before such a frame's address is a jump instead of a call.
+fn without_tail_calls(stack: Vec<GdbFrame>, memory: &File) -> Vec<GdbFrame> {
+    let is_tail_call = |frame: &GdbFrame| match frame {
+        GdbFrame::SignalHandler => false,
+        GdbFrame::Function { address, .. } => {
+            let mut before = [0; 5];
+            let read = memory.read_exact_at(&mut before, address - 5);
+            // `jmp rel32`, `jmp rel8`
+            read.is_ok() && (before[0] == 0xe9 || before[3] == 0xeb)
+        }
+    };
+    let mut after_call = false;
+    let mut kept = Vec::new();
+    for frame in stack {
+        // The innermost frame and one that a signal interrupted may be at any instruction.
+        if !(after_call && is_tail_call(&frame)) {
+            after_call = frame != GdbFrame::SignalHandler;
+            kept.push(frame);
+        }
+    }
+    kept
 }
 
 /// Parses `2  0x000055… in name (arguments) at FILE:LINE`, or `… from LIBRARY` without debugging information.

@@ -19,8 +19,8 @@ pub struct Stacks {
 }
 
 impl Stacks {
-    /// Builds all three with `flags` and starts the program.
-    pub fn start(name: &str, flags: &[&str]) -> Result<Self> {
+    /// Builds all three with `flags`, the program also with `program_flags`, and starts it.
+    pub fn start(name: &str, flags: &[&str], program_flags: &[&str]) -> Result<Self> {
         let shared = |source: &str| {
             Build::c(source)
                 .named(&format!("{name}_{source}.so"))
@@ -32,6 +32,7 @@ impl Stacks {
             .named(name)
             .flags(NO_FRAME_POINTERS)
             .flags(flags)
+            .flags(program_flags)
             .flag(&library)
             .path()?;
         let mut child = Child::spawn(Command::new(program).arg(plugin))?;
@@ -93,7 +94,7 @@ pub struct Scenario {
     pub samples: &'static [u32],
 }
 
-/// A frame of the target's own sources.
+/// A file of the target's own sources.
 fn is_own(file: &str) -> bool {
     file.rsplit('/')
         .next()
@@ -134,28 +135,32 @@ impl Scenario {
             .filter(|stack| stack.values.inuse_objects > 0 && self.is_right(stack))
     }
 
-    fn is_right(&self, stack: &Stack) -> bool {
+    /// Whether a stack is exactly what this scenario's must be, from the leaf to the root.
+    pub fn is_right(&self, stack: &Stack) -> bool {
         let own: Vec<&str> = stack
             .frames
             .iter()
-            .filter(|frame| is_own(&frame.file))
-            .map(|f| f.function.as_str())
+            .filter(|frame| self.is_own(frame))
+            .map(|frame| frame.function.as_str())
             .collect();
         let Some((leaf, callers)) = own.split_first() else {
             return false;
         };
-        let in_order = |callers: &[&str]| {
-            callers
+        let Some(others) = callers.len().checked_sub(self.callers.len()) else {
+            return false;
+        };
+        same(leaf, self.leaf)
+            && (self.any_before || others == 0)
+            && callers[others..]
                 .iter()
                 .zip(&self.callers)
                 .all(|(name, expected)| same(name, expected))
-        };
-        let skip = callers.len().saturating_sub(self.callers.len());
-        same(leaf, self.leaf)
-            && callers.len() >= self.callers.len()
-            && (self.any_before || skip == 0)
-            && in_order(&callers[skip..])
             && ends_at_the_root(stack)
+    }
+
+    /// A frame of the target's own code. A landing pad may have no line, and so no file.
+    fn is_own(&self, frame: &Frame) -> bool {
+        is_own(&frame.file) || self.callers.iter().any(|caller| same(&frame.function, caller))
     }
 
     /// Insists that the profile has one of gdb's stacks, frame by frame.

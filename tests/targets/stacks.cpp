@@ -429,14 +429,14 @@ struct Order {
 };
 
 /* The guard is destroyed on the way out, from a landing pad. */
-NOINLINE static void place(const Order &order)
+NOINLINE void place(const Order &order)
 {
     Guard guard;
     order.check(10);
     sink = order.number;
 }
 
-NOINLINE static volatile long *create(long value)
+NOINLINE volatile long *create(long value)
 {
     return new volatile long(value);
 }

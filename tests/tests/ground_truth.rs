@@ -23,7 +23,7 @@ fn run(program: &Build, threads: u32, slots: u32, operations: u64, seed: u64) ->
     }
     let _turn = serial::turn()?;
     let mut target = GroundTruth::start(&program.path()?, threads, slots)?;
-    let memtrace = Memtrace::attach(target.pid(), &["--quiet"])?;
+    let memtrace = Memtrace::attach(target.pid(), &[])?;
 
     let books = target.go(operations, seed)?;
     assert_eq!(books.sites.len(), SITES);
@@ -96,11 +96,11 @@ fn attached_twice() -> Result<()> {
     let _turn = serial::turn()?;
     let mut target = GroundTruth::start(&ground_truth().path()?, 2, 256)?;
     target.go(100_000, 7)?;
-    let first = Memtrace::attach(target.pid(), &["--quiet"])?;
+    let first = Memtrace::attach(target.pid(), &[])?;
     let before = target.go(100_000, 8)?;
     first.stop()?;
 
-    let second = Memtrace::attach(target.pid(), &["--quiet"])?;
+    let second = Memtrace::attach(target.pid(), &[])?;
     let drained = target.drain()?;
     let (heap, outcome) = second.stop()?;
     assert!(before.sites.values().any(|site| site.inuse_objects > 0));
@@ -121,7 +121,7 @@ fn a_full_table_is_reported() -> Result<()> {
     }
     let _turn = serial::turn()?;
     let mut target = GroundTruth::start(&ground_truth().path()?, 2, 8192)?;
-    let memtrace = Memtrace::attach(target.pid(), &["--quiet", "--max-live", "1000"])?;
+    let memtrace = Memtrace::attach(target.pid(), &["--max-live", "1000"])?;
     let books = target.go(200_000, 9)?;
     let (heap, _outcome) = memtrace.stop()?;
 
