@@ -39,7 +39,7 @@ pub fn memtrace(args: &[String]) -> Result<ExitCode> {
     Err(command.exec()).with_context(|| format!("cannot start `{}`", process::line(&command)))
 }
 
-/// Traces the demo for [`DURATION`] and says how to open the profile.
+/// Traces the demo for [`DURATION`]; memtrace then says how to open the profile.
 ///
 /// # Errors
 /// When something cannot be built or started.
@@ -60,12 +60,6 @@ pub fn demo() -> Result<ExitCode> {
     println!("+ {}", process::line(&command));
     let status = signal::wait_forwarding(&mut command)?;
     drop(demo);
-    if status.success() {
-        println!(
-            "\nTo browse the profile: go tool pprof -http=: {}",
-            output.join("heap.pb.gz").display()
-        );
-    }
     Ok(exit_code(status))
 }
 

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 /// The root of the workspace.
 pub fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package)
 }
 
 /// Cargo's target directory: `CARGO_TARGET_DIR` if it is set.

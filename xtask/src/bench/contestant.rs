@@ -138,12 +138,14 @@ impl Contestant {
         let pid = pid.to_string();
         match self.kind {
             Kind::Untraced | Kind::Heaptrack => {}
-            Kind::Floor => drop(command.args(["--floor", "--quiet", "--pid", &pid])),
-            Kind::Memtrace => drop(
+            Kind::Floor | Kind::Memtrace => {
+                if self.kind == Kind::Floor {
+                    command.arg("--floor");
+                }
                 command
                     .args(["--quiet", "--pid", &pid, "--output"])
-                    .arg(profiles(&pid)),
-            ),
+                    .arg(workspace::scratch().join("profiles"));
+            }
             // The first report comes when all is over. memleak keeps 31 bytes of the path: it must be a short one.
             Kind::Memleak => drop(
                 command
@@ -154,10 +156,6 @@ impl Contestant {
         }
         command
     }
-}
-
-fn profiles(pid: &str) -> PathBuf {
-    workspace::scratch().join(format!("profiles-{pid}"))
 }
 
 /// What memleak does, in bpftrace's language.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::sleep,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -199,24 +199,20 @@ fn snapshot(memtrace: &Path, program: &Program) -> Result<()> {
     let mut tracer = Tracer::start(command, target.pid())?;
     tracer.wait_attached()?;
     target.hold(BLOCKS)?;
-    let profile = output.join("heap.pb.gz");
     let mut samples = Samples::default();
-    for _ in 0..SNAPSHOTS {
-        let before = modified(&profile);
+    for number in 1..=SNAPSHOTS {
+        // It appears under this name when it is whole.
+        let profile = output.join(format!("heap-{number:04}.pb.gz"));
         let start = Instant::now();
         tracer.signal(libc::SIGUSR1);
-        while modified(&profile) == before {
+        while !profile.exists() {
             if start.elapsed() > SNAPSHOT_LIMIT {
                 bail!("no snapshot within {} s of SIGUSR1", SNAPSHOT_LIMIT.as_secs());
             }
-            sleep(Duration::from_millis(5));
+            sleep(Duration::from_millis(2));
         }
         samples.0.push(start.elapsed().as_secs_f64() * 1000.0);
     }
     print_median(&format!("snapshot of {BLOCKS} live blocks"), &samples);
     tracer.end()
-}
-
-fn modified(file: &Path) -> Option<SystemTime> {
-    file.metadata().and_then(|metadata| metadata.modified()).ok()
 }

@@ -35,8 +35,11 @@ pub struct Options {
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
     /// Do not measure memtrace's idle, attach and snapshot costs.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "costs_only")]
     pub pairs_only: bool,
+    /// Measure only these.
+    #[arg(long)]
+    pub costs_only: bool,
 }
 
 /// Measures and prints the table.
@@ -48,7 +51,9 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
         bail!("benchmarks attach probes, so they need root");
     }
     let Bench::Pair(options) = bench;
-    pair::pair(options)?;
+    if !options.costs_only {
+        pair::pair(options)?;
+    }
     if !options.pairs_only {
         costs::costs()?;
     }
