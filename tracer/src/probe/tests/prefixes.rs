@@ -277,7 +277,8 @@ fn a_loop_back_into_the_prefix_ends_it() {
     ];
     let choice = choose_among(AllocFunction::Free, &free, &Elsewhere).expect("the entry is legal");
     assert_eq!((choice.offset, choice.emulated), stepped(0));
-    assert_eq!(choice.reason, "single-stepped, for no instruction before +3, where a jump comes back, is emulated");
+    let reason = "single-stepped, for no instruction before +3, where a jump comes back, is emulated";
+    assert_eq!(choice.reason, reason);
     // A push before the loop is still executed once.
     let pushed = [
         0x53,                   // +0 push rbx
@@ -346,10 +347,11 @@ fn code_without_bounds_is_searched_for_jumps_back() {
         0xe9, 0x00, 0x00, 0x00, 0x00, // +4  jmp  +9, beyond the symbol
         0xe9, 0xf6, 0xff, 0xff, 0xff, // +9  jmp  +4
     ];
-    let choice = choose_among(AllocFunction::Malloc, &MALLOC[..9], &Segment(&MALLOC[..9])).expect("the entry is legal");
-    assert_eq!((choice.offset, choice.emulated), emulated(4));
-    let choice = choose_among(AllocFunction::Malloc, &MALLOC[..9], &Segment(&MALLOC)).expect("the entry is legal");
-    assert_eq!((choice.offset, choice.emulated), stepped(0));
+    for (segment, expected) in [(&MALLOC[..9], emulated(4)), (&MALLOC, stepped(0))] {
+        let choice = choose_among(AllocFunction::Malloc, &MALLOC[..9], &Segment(segment));
+        let choice = choice.expect("the entry is legal");
+        assert_eq!((choice.offset, choice.emulated), expected);
+    }
 }
 
 #[test]
@@ -367,7 +369,7 @@ fn a_jump_table_leaves_only_the_entry() {
     ];
     assert_eq!(site(AllocFunction::Free, &free), stepped(0));
     let untracked: Vec<u8> = free.iter().copied().filter(|&byte| byte != 0x3e).collect();
-    assert_eq!(site(AllocFunction::Free, &untracked), stepped(0), "without its prefix it is a jump table still");
+    assert_eq!(site(AllocFunction::Free, &untracked), stepped(0), "a jump table without its prefix");
 }
 
 #[test]
