@@ -188,26 +188,18 @@ impl Run<'_> {
         self.tracer.stop();
         self.explain(end);
         let snapshot = self.tracer.snapshot();
-        // The target is free again before the slow part begins.
+        // Removing a probe waits for the kernel, some 50 ms each, one after the other.
         let Self {
             arguments,
             tracer,
             directory,
             mut symbolizer,
         } = self;
-        drop(tracer);
-        let profile = profile::heap(&snapshot, &mut symbolizer);
-        let written = directory.write_final("heap", &profile);
-        if arguments.quiet {
-            written?;
-            return Ok(());
-        }
-        print_report(arguments, &snapshot, &mut symbolizer)?;
-        let path = written?;
-        print_lines(&format!(
-            "Profile: {path}\nOpen it: go tool pprof -http=: {path}\n",
-            path = path.display()
-        ))
+        let detaching = std::thread::spawn(move || drop(tracer));
+        let reported = write_results(arguments, &directory, &snapshot, &mut symbolizer);
+        // A panic there would have ended memtrace: there is no result to look at.
+        let _detached = detaching.join();
+        reported
     }
 
     fn explain(&mut self, end: End) {
@@ -228,6 +220,27 @@ impl Run<'_> {
             eprintln!("memtrace: {text}");
         }
     }
+}
+
+/// Writes the final profile, then the report: a disk that is full does not cost the report.
+fn write_results(
+    arguments: &Arguments,
+    directory: &OutputDir,
+    snapshot: &Snapshot,
+    symbolizer: &mut Symbolizer,
+) -> Result<(), Error> {
+    let profile = profile::heap(snapshot, symbolizer);
+    let written = directory.write_final("heap", &profile);
+    if arguments.quiet {
+        written?;
+        return Ok(());
+    }
+    print_report(arguments, snapshot, symbolizer)?;
+    let path = written?;
+    print_lines(&format!(
+        "Profile: {path}\nOpen it: go tool pprof -http=: {path}\n",
+        path = path.display()
+    ))
 }
 
 fn print_report(
