@@ -30,7 +30,7 @@ pub fn test(filter: Option<&str>) -> Result<ExitCode> {
     if !process::is_root() {
         bail!(
             "the tests load eBPF programs into the kernel and trace other users' processes, so they need root; run\n\
-             sudo --preserve-env=PATH,CARGO_HOME,RUSTUP_HOME,HOME cargo xtask test"
+             sudo env \"PATH=$PATH\" \"HOME=$HOME\" cargo xtask test"
         );
     }
     setup::setup(true)?;
