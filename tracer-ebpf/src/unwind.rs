@@ -84,7 +84,7 @@ pub struct Mapping {
     pub end: u64,
     /// Load bias: process address minus the file's virtual address.
     pub bias: u64,
-    /// Index into the pages of the [`Page`] that holds the file's virtual address `0`.
+    /// Index, among the pages of all files, of the file's first [`Page`].
     ///
     /// [`NO_TABLE`]: there is no table, step by frame pointer.
     pub page_base: u32,
@@ -93,7 +93,9 @@ pub struct Mapping {
     /// Names the mapping in stored frames, see [`frame`]; never reused for another file or bias.
     pub id: u16,
     /// Padding.
-    pub _pad: [u16; 3],
+    pub _pad: u16,
+    /// Which 64 KiB page of the file's virtual addresses its first [`Page`] is.
+    pub page_first: u32,
 }
 
 /// [`Mapping::page_base`] of code without a table, such as JIT-compiled code.

@@ -130,7 +130,8 @@ impl Walk {
                 page_base: 0,
                 page_count: 0,
                 id: 0,
-                _pad: [0; 3],
+                _pad: 0,
+                page_first: 0,
             },
             hash: 0,
             stack: 0,
@@ -249,7 +250,7 @@ impl Walk {
             return Some(Row::of_kind(0, CfaKind::FramePointer));
         }
         let address = self.lookup_pc().wrapping_sub(self.mapping.bias);
-        let index = address >> PAGE_SHIFT;
+        let index = (address >> PAGE_SHIFT).wrapping_sub(self.mapping.page_first as u64);
         if index >= self.mapping.page_count as u64 {
             return None;
         }

@@ -27,6 +27,7 @@ pub struct TableRoom {
 pub struct FileTable {
     page_base: u32,
     page_count: u32,
+    page_first: u32,
 }
 
 impl FileTable {
@@ -34,11 +35,13 @@ impl FileTable {
     pub const FRAME_POINTERS: Self = Self {
         page_base: NO_TABLE,
         page_count: 0,
+        page_first: 0,
     };
     /// For code of which nothing is known: a walk stops there.
     pub const NONE: Self = Self {
         page_base: 0,
         page_count: 0,
+        page_first: 0,
     };
 }
 
@@ -98,10 +101,10 @@ impl Tables {
         }
         self.used.rows += table.rows.len() as u32;
         self.used.pages += table.pages.len() as u32;
-        // Walks count pages from virtual address 0, whichever page the table begins with.
         Some(FileTable {
-            page_base: (first_page as u32).wrapping_sub(table.base_page),
-            page_count: table.base_page + table.pages.len() as u32,
+            page_base: first_page as u32,
+            page_count: table.pages.len() as u32,
+            page_first: table.base_page,
         })
     }
 
@@ -117,7 +120,8 @@ impl Tables {
             page_base: file.page_base,
             page_count: file.page_count,
             id: mapping.id,
-            _pad: [0; 3],
+            _pad: 0,
+            page_first: file.page_first,
         };
         // SAFETY: the struct has no padding of its own, so every byte is initialized.
         let value: MappingBytes = unsafe { std::mem::transmute(value) };

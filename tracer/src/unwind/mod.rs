@@ -34,9 +34,7 @@ pub struct UnwindTable {
     pub pages: Vec<Page>,
     /// Which page `pages[0]` is.
     ///
-    /// 0 unless the file's lowest code lies above 4 GiB, where tables from address 0 would waste memory. The
-    /// index of virtual address 0 among a larger array of pages is then the index of `pages[0]` minus this,
-    /// with wrapping arithmetic.
+    /// 0 unless the file's lowest code lies above 4 GiB, where tables from address 0 would waste memory.
     pub base_page: u32,
     /// How the table came to be.
     pub stats: TableStats,

@@ -93,8 +93,9 @@ impl NativeTables {
                 begin: code.mapped.begin,
                 end: code.mapped.end,
                 bias: code.bias,
-                page_base: first_page.wrapping_sub(table.base_page),
-                page_count: tables.pages.len() as u32 - first_page + table.base_page,
+                page_base: first_page,
+                page_first: table.base_page,
+                page_count: tables.pages.len() as u32 - first_page,
                 id: tables.mappings.len() as u16 + 1,
                 ..Mapping::default()
             });
