@@ -5,7 +5,7 @@ use std::{cmp::Ordering, collections::HashMap, time::Duration};
 use crate::{
     profile::comments,
     snapshot::{Site, Snapshot},
-    symbol::{Line, Symbols},
+    symbol::{FrameMap, Line, Symbols},
 };
 
 /// The places that hold live memory, most bytes first.
@@ -133,7 +133,7 @@ fn by_name(lines: &[&[Line]], a: &Key, b: &Key) -> Ordering {
 /// Numbers frames that look the same alike.
 #[derive(Default)]
 struct Looks<'a> {
-    by_frame: HashMap<u64, u32>,
+    by_frame: FrameMap<u32>,
     by_look: HashMap<&'a [Line], u32>,
     lines: Vec<&'a [Line]>,
 }

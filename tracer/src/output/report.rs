@@ -1,6 +1,8 @@
 //! The report: what a tired person reads first.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+
+use rustix::termios::tcgetwinsize;
 
 use super::{
     frames::{Excerpt, Part, excerpts},
@@ -26,6 +28,31 @@ pub struct ReportOptions {
     pub width: usize,
     /// Whether to use colour.
     pub colour: bool,
+}
+
+impl ReportOptions {
+    /// What suits standard output: its width and colour when it is a terminal, unless `NO_COLOR` (<https://no-color.org>)
+    /// or a dumb `TERM` says otherwise.
+    pub fn for_stdout(top: usize) -> Self {
+        let stdout = io::stdout();
+        let plain = Self {
+            top,
+            ..Self::default()
+        };
+        if !stdout.is_terminal() {
+            return plain;
+        }
+        let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let is_dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+        let width = tcgetwinsize(stdout)
+            .map(|size| usize::from(size.ws_col))
+            .unwrap_or(0);
+        Self {
+            width: if width == 0 { plain.width } else { width },
+            colour: !is_set("NO_COLOR") && !is_dumb,
+            ..plain
+        }
+    }
 }
 
 impl Default for ReportOptions {

@@ -44,6 +44,10 @@ pub enum Frame<'a> {
     Synthetic(&'a str),
 }
 
+/// A frame in the tables of the [`Builder`] that gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LocationId(u64);
+
 /// A profile that grows by samples.
 #[derive(Debug)]
 pub struct Builder<'a> {
@@ -103,14 +107,22 @@ impl<'a> Builder<'a> {
         self.profile.comment.push(text);
     }
 
+    /// The frame's place in the profile, made when it is new.
+    pub fn location(&mut self, frame: Frame<'_>) -> LocationId {
+        LocationId(match frame {
+            Frame::Code(code) => self.code_location(code),
+            Frame::Synthetic(name) => self.synthetic_location(name),
+        })
+    }
+
     /// Adds a sample, innermost frame first, with one value for each of the kind's sample types. A stack seen before gets
     /// the values added to its own; a sample whose values are all 0 is left out.
-    pub fn add_sample<'f>(&mut self, stack: impl IntoIterator<Item = Frame<'f>>, values: &[u64]) {
+    pub fn add_sample(&mut self, stack: impl IntoIterator<Item = LocationId>, values: &[u64]) {
         debug_assert_eq!(values.len(), self.profile.sample_type.len());
         if values.iter().all(|value| *value == 0) {
             return;
         }
-        let location_id: Vec<u64> = stack.into_iter().map(|frame| self.location(frame)).collect();
+        let location_id: Vec<u64> = stack.into_iter().map(|location| location.0).collect();
         match self.stacks.entry(location_id) {
             Entry::Occupied(known) => {
                 let sample = &mut self.profile.sample[*known.get()];
@@ -150,13 +162,6 @@ impl<'a> Builder<'a> {
         ValueType {
             r#type: self.string(of.name),
             unit: self.string(of.unit),
-        }
-    }
-
-    fn location(&mut self, frame: Frame<'_>) -> u64 {
-        match frame {
-            Frame::Code(code) => self.code_location(code),
-            Frame::Synthetic(name) => self.synthetic_location(name),
         }
     }
 

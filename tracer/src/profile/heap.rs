@@ -1,13 +1,13 @@
 //! The heap profile: what was allocated since tracing began, and what of it still lives.
 
 use super::{
-    builder::{Builder, Frame, Kind, SampleType},
+    builder::{Builder, Frame, Kind, LocationId, SampleType},
     comments,
     proto::Profile,
 };
 use crate::{
     snapshot::{Site, Snapshot},
-    symbol::{Symbolizer, Symbols, allocators},
+    symbol::{FrameMap, Symbolizer, Symbols, allocators},
 };
 
 /// As Go's `runtime/pprof` names them, so that every viewer knows what to do with them.
@@ -49,6 +49,7 @@ pub fn heap(snapshot: &Snapshot, symbolizer: &mut Symbolizer) -> Profile {
     for comment in comments::of(snapshot) {
         builder.add_comment(&comment);
     }
+    let mut locations = FrameMap::default();
     for site in &snapshot.sites {
         let values = [
             site.alloc_objects,
@@ -56,17 +57,30 @@ pub fn heap(snapshot: &Snapshot, symbolizer: &mut Symbolizer) -> Profile {
             site.live_objects,
             site.live_bytes,
         ];
-        add_site(&mut builder, site, &symbols, &values);
+        let stack = stack(&mut builder, &mut locations, site, &symbols);
+        builder.add_sample(stack, &values);
     }
     builder.finish()
 }
 
-fn add_site(builder: &mut Builder<'_>, site: &Site, symbols: &Symbols, values: &[u64]) {
-    let code = site
-        .frames
-        .iter()
-        .filter_map(|frame| symbols.get(*frame))
-        .map(Frame::Code);
-    let last = comments::missing_frames(site);
-    builder.add_sample(code.chain(last.as_deref().map(Frame::Synthetic)), values);
+fn stack(
+    builder: &mut Builder<'_>,
+    locations: &mut FrameMap<LocationId>,
+    site: &Site,
+    symbols: &Symbols,
+) -> Vec<LocationId> {
+    let mut stack = Vec::with_capacity(site.frames.len() + 1);
+    for packed in &site.frames {
+        if let Some(known) = locations.get(packed) {
+            stack.push(*known);
+        } else if let Some(code) = symbols.get(*packed) {
+            let location = builder.location(Frame::Code(code));
+            locations.insert(*packed, location);
+            stack.push(location);
+        }
+    }
+    if let Some(missing) = comments::missing_frames(site) {
+        stack.push(builder.location(Frame::Synthetic(&missing)));
+    }
+    stack
 }

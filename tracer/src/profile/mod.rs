@@ -12,7 +12,7 @@ use std::io::{self, Read, Write};
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use prost::Message;
 
-pub use builder::{Builder, Frame, Kind, SampleType};
+pub use builder::{Builder, Frame, Kind, LocationId, SampleType};
 pub use heap::{HEAP, heap};
 pub use proto::Profile;
 

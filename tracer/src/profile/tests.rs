@@ -11,7 +11,7 @@ use crate::{
     snapshot::{Losses, Snapshot},
     symbol::{
         Symbolizer,
-        testing::{own_mappings, symbol},
+        testing::{own_mappings, processor_time, symbol},
     },
 };
 
@@ -278,14 +278,11 @@ fn inlined_calls_are_lines_of_one_location() {
     let mappings = own_mappings();
     let process = snapshot(Vec::new(), own_mappings(), "/bin/true".into()).process;
     let mut builder = super::Builder::new(&super::HEAP, &process, &mappings);
-    builder.add_sample(
-        [super::Frame::Code(&code), super::Frame::Synthetic("[end]")],
-        &[1, 1, 1, u64::MAX],
-    );
-    builder.add_sample(
-        [super::Frame::Code(&code), super::Frame::Synthetic("[end]")],
-        &[0, 0, 0, 1],
-    );
+    let stack =
+        [super::Frame::Code(&code), super::Frame::Synthetic("[end]")].map(|frame| builder.location(frame));
+    assert_eq!(builder.location(super::Frame::Code(&code)), stack[0]);
+    builder.add_sample(stack, &[1, 1, 1, u64::MAX]);
+    builder.add_sample(stack, &[0, 0, 0, 1]);
     let profile = builder.finish();
     assert_eq!(profile.sample.len(), 1);
     assert_eq!(profile.sample[0].value, [1, 1, 1, i64::MAX]);
@@ -453,17 +450,17 @@ fn a_large_heap_takes_about_a_second() {
         .collect();
     let snapshot = snapshot(sites, own_mappings(), std::env::current_exe().unwrap());
     let mut symbolizer = Symbolizer::new();
-    let time = |what: &str, began: std::time::Instant| println!("{what}: {:?}", began.elapsed());
-    let began = std::time::Instant::now();
+    let time = |what: &str, began| println!("{what}: {:?}", processor_time() - began);
+    let began = processor_time();
     symbolizer.symbolize(&snapshot.mappings, frames.iter().copied());
     time("symbolize 50,000 distinct frames", began);
-    let began = std::time::Instant::now();
+    let began = processor_time();
     let profile = heap(&snapshot, &mut symbolizer);
     time("profile of 100,000 sites, 20 frames deep", began);
-    let began = std::time::Instant::now();
+    let began = processor_time();
     let bytes = encode_gz(&profile);
     time(&format!("encode {} KiB", bytes.len() >> 10), began);
-    let began = std::time::Instant::now();
+    let began = processor_time();
     let mut report = Vec::new();
     crate::output::write_report(&mut report, &snapshot, &mut symbolizer, &Default::default()).unwrap();
     time("report", began);

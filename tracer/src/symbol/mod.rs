@@ -19,11 +19,12 @@ mod allocator;
 mod debug_file;
 mod demangle;
 mod elf;
+mod frame_map;
 mod intern;
 mod module;
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -33,6 +34,7 @@ use memtrace_ebpf::unwind::frame;
 
 pub(crate) use allocator::{is_allocator, regular_expression as allocators};
 pub(crate) use debug_file::hex;
+pub(crate) use frame_map::FrameMap;
 use intern::Strings;
 use module::{Module, ModuleKey};
 
@@ -71,7 +73,7 @@ pub struct Symbolized {
 
 /// The frames of a snapshot, symbolized.
 #[derive(Clone, Debug, Default)]
-pub struct Symbols(HashMap<u64, Symbolized>);
+pub struct Symbols(FrameMap<Symbolized>);
 
 impl Symbols {
     /// What is known of a packed frame; `None` when it was not among those symbolized.
@@ -141,28 +143,24 @@ impl Symbolizer {
 
     /// Names packed frames ([`memtrace_ebpf::unwind::frame`]), which may repeat.
     pub fn symbolize(&mut self, mappings: &Mappings, frames: impl IntoIterator<Item = u64>) -> Symbols {
-        let mut by_mapping: HashMap<u16, Vec<u64>> = HashMap::new();
-        let mut symbols = HashMap::new();
-        for packed in frames {
-            if let Entry::Vacant(entry) = symbols.entry(packed) {
-                entry.insert(unknown(packed, &mut self.strings));
-                by_mapping.entry(frame::mapping(packed)).or_default().push(packed);
-            }
-        }
-        for (id, frames) in by_mapping {
-            if let Some(mapping) = mappings.get(id) {
-                self.symbolize_mapping(mapping, &frames, &mut symbols);
+        let mut distinct: Vec<u64> = frames.into_iter().collect();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let mut symbols = FrameMap::default();
+        for frames in distinct.chunk_by(|a, b| frame::mapping(*a) == frame::mapping(*b)) {
+            match mappings.get(frame::mapping(frames[0])) {
+                Some(mapping) => self.symbolize_mapping(mapping, frames, &mut symbols),
+                None => symbols.extend(
+                    frames
+                        .iter()
+                        .map(|packed| (*packed, unknown(*packed, &mut self.strings))),
+                ),
             }
         }
         Symbols(symbols)
     }
 
-    fn symbolize_mapping(
-        &mut self,
-        mapping: &Mapping,
-        frames: &[u64],
-        symbols: &mut HashMap<u64, Symbolized>,
-    ) {
+    fn symbolize_mapping(&mut self, mapping: &Mapping, frames: &[u64], symbols: &mut FrameMap<Symbolized>) {
         let mut module = ModuleKey::of(mapping).and_then(|key| {
             let open = || Module::open(mapping, &self.debug_directories);
             self.modules.entry(key).or_insert_with(open).as_mut()

@@ -1,7 +1,6 @@
 //! One ELF image with all that is known of its code.
 
 use std::{
-    collections::HashMap,
     fs::File,
     os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Component, PathBuf},
@@ -14,7 +13,7 @@ use blazesym::symbolize::{
 };
 
 use super::{
-    Line, Resolved, debug_file,
+    FrameMap, Line, Resolved, debug_file,
     demangle::readable,
     elf::{FunctionTable, Image},
     intern::Strings,
@@ -62,7 +61,7 @@ pub(crate) struct Module {
     dwarf: Option<Source<'static>>,
     functions: Option<FunctionTable>,
     /// By virtual address in the file.
-    resolved: HashMap<u64, Option<Resolved>>,
+    resolved: FrameMap<Option<Resolved>>,
 }
 
 impl Module {
@@ -88,7 +87,7 @@ impl Module {
             debug_file,
             dwarf,
             functions: None,
-            resolved: HashMap::new(),
+            resolved: FrameMap::default(),
         })
     }
 

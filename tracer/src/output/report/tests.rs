@@ -252,3 +252,13 @@ fn colour_changes_nothing_but_colour() {
     }
     assert_eq!(stripped, plain);
 }
+
+#[test]
+fn standard_output_that_is_no_terminal_gets_no_colour() {
+    if std::io::IsTerminal::is_terminal(&std::io::stdout()) {
+        println!("SKIPPED: standard output is a terminal");
+        return;
+    }
+    let options = ReportOptions::for_stdout(3);
+    assert_eq!((options.top, options.width, options.colour), (3, 100, false));
+}

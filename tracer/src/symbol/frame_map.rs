@@ -1,0 +1,31 @@
+//! A map by packed frame, for snapshots with millions of them.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+};
+
+/// A map whose keys are packed frames ([`memtrace_ebpf::unwind::frame`]).
+pub(crate) type FrameMap<T> = HashMap<u64, T, BuildHasherDefault<FrameHasher>>;
+
+/// Mixes one word. The default hasher took most of a large snapshot's time.
+#[derive(Default)]
+pub(crate) struct FrameHasher(u64);
+
+impl Hasher for FrameHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        // Multiplication carries upwards, the map takes its bits from both ends: fold the halves (as in wyhash).
+        let product = u128::from(self.0 ^ word) * 0x9e37_79b9_7f4a_7c15;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
