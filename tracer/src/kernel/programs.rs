@@ -324,8 +324,11 @@ mod tests {
     /// The register that points to a program's stack.
     const FRAME_POINTER: u8 = 10;
 
-    /// Instructions of every program in the sections for uprobes: (name, opcode, registers, immediate).
-    fn uprobe_programs() -> Vec<(String, Vec<(u8, u8, u32)>)> {
+    /// Opcode, registers, immediate.
+    type Instruction = (u8, u8, u32);
+
+    /// Every program in the sections for uprobes, by name.
+    fn uprobe_programs() -> Vec<(String, Vec<Instruction>)> {
         let object = object::File::parse(OBJECT).expect("the object was just built");
         let functions = object
             .symbols()

@@ -1,7 +1,7 @@
 //! The event loop: from attaching to the last profile.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::Arc,
     time::Duration,
@@ -35,8 +35,6 @@ use crate::{
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
 /// Without `--duration`: longer than any machine runs.
 const FOREVER: Duration = Duration::from_secs(1 << 32);
-/// The columns of a report that does not go to a terminal.
-const DEFAULT_WIDTH: usize = 100;
 
 /// Why tracing ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,23 +246,10 @@ fn print_report(
     snapshot: &Snapshot,
     symbolizer: &mut Symbolizer,
 ) -> Result<(), Error> {
-    let stdout = io::stdout();
-    let terminal = stdout.is_terminal();
-    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let dumb = std::env::var_os("TERM").is_none_or(|value| value == "dumb");
-    let width = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| usize::from(size.ws_col));
-    let options = ReportOptions {
-        top: arguments.top,
-        width: if terminal && width > 0 {
-            width
-        } else {
-            DEFAULT_WIDTH
-        },
-        colour: terminal && !no_colour && !dumb,
-    };
+    let options = ReportOptions::for_stdout(arguments.top);
     let mut text = Vec::new();
     let written = write_report(&mut text, snapshot, symbolizer, &options);
-    tell(written.and_then(|()| stdout.lock().write_all(&text)))
+    tell(written.and_then(|()| io::stdout().lock().write_all(&text)))
 }
 
 fn print_lines(text: &str) -> Result<(), Error> {

@@ -206,9 +206,7 @@ impl Tracer {
 
     fn table_of(&mut self, mapping: &Mapping, images: &Images) -> FileTable {
         if let Some(&table) = self.tables.get(&mapping.file_id) {
-            if mapping.file_id.1 != 0 {
-                return table;
-            }
+            return table;
         }
         let table = match images.table(mapping) {
             Ok(Some(table)) => match self.programs.tables().add_file(table) {
@@ -229,7 +227,10 @@ impl Tracer {
                 FileTable::NONE
             }
         };
-        self.tables.insert(mapping.file_id, table);
+        // Mappings without a file have no id to be known again by.
+        if mapping.file_id.1 != 0 {
+            self.tables.insert(mapping.file_id, table);
+        }
         table
     }
 

@@ -63,14 +63,15 @@ impl Mapping {
 /// All executable mappings that the target has or had.
 #[derive(Clone, Debug, Default)]
 pub struct Mappings {
-    /// The mapping with id `n` is at index `n - 1`.
+    /// In ascending order of [`Mapping::id`].
     pub all: Vec<Arc<Mapping>>,
 }
 
 impl Mappings {
     /// The mapping with this id.
     pub fn get(&self, id: u16) -> Option<&Arc<Mapping>> {
-        self.all.get(usize::from(id).checked_sub(1)?)
+        let index = self.all.binary_search_by_key(&id, |mapping| mapping.id).ok()?;
+        self.all.get(index)
     }
 }
 
