@@ -102,6 +102,21 @@ pub fn patched_addresses(pid: u32) -> Result<Vec<u64>> {
     Ok(patched)
 }
 
+/// Waits until no code of `pid` is patched any more.
+pub fn await_unpatched(pid: u32) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let patched = patched_addresses(pid)?;
+        if patched.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("process {pid} still has breakpoints at {patched:x?}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 struct CodeMapping<'a> {
     begin: u64,
     length: u64,

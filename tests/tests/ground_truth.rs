@@ -39,7 +39,7 @@ fn run(program: &Build, threads: u32, slots: u32, operations: u64, seed: u64) ->
 
 #[test]
 fn one_thread() -> Result<()> {
-    run(&ground_truth(), 1, 512, 2_000_000, 1)
+    run(&ground_truth(), 1, 512, 1_500_000, 1)
 }
 
 #[test]
