@@ -9,6 +9,7 @@ pub mod compile;
 pub mod gdb;
 pub mod ground;
 pub mod kernel;
+pub mod net;
 pub mod profile;
 pub mod serial;
 pub mod skip;

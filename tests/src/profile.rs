@@ -2,14 +2,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::File,
-    io::Read,
+    fs,
     path::Path,
 };
 
 use anyhow::{Context, bail};
-use flate2::read::GzDecoder;
-use prost::Message;
+use memtrace::profile::{decode_gz, proto as pprof};
 
 use crate::Result;
 
@@ -104,13 +102,8 @@ pub struct Heap {
 impl Heap {
     /// Reads and checks a profile.
     pub fn read(path: &Path) -> Result<Self> {
-        let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
-        let mut bytes = Vec::new();
-        GzDecoder::new(file)
-            .read_to_end(&mut bytes)
-            .with_context(|| format!("unpacking {}", path.display()))?;
-        let profile = pprof::Profile::decode(bytes.as_slice())
-            .with_context(|| format!("decoding {}", path.display()))?;
+        let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        let profile = decode_gz(&bytes).with_context(|| format!("decoding {}", path.display()))?;
         Self::flatten(&profile).with_context(|| format!("reading {}", path.display()))
     }
 
@@ -243,74 +236,5 @@ impl Strings<'_> {
             });
         }
         Ok(frames)
-    }
-}
-
-/// The messages of pprof's `profile.proto` and the fields that the tests read, by the numbers given there.
-mod pprof {
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Profile {
-        #[prost(message, repeated, tag = "1")]
-        pub sample_type: Vec<ValueType>,
-        #[prost(message, repeated, tag = "2")]
-        pub sample: Vec<Sample>,
-        #[prost(message, repeated, tag = "4")]
-        pub location: Vec<Location>,
-        #[prost(message, repeated, tag = "5")]
-        pub function: Vec<Function>,
-        #[prost(string, repeated, tag = "6")]
-        pub string_table: Vec<String>,
-        #[prost(int64, tag = "9")]
-        pub time_nanos: i64,
-        #[prost(int64, tag = "10")]
-        pub duration_nanos: i64,
-        #[prost(int64, repeated, tag = "13")]
-        pub comment: Vec<i64>,
-        #[prost(int64, tag = "14")]
-        pub default_sample_type: i64,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct ValueType {
-        #[prost(int64, tag = "1")]
-        pub r#type: i64,
-        #[prost(int64, tag = "2")]
-        pub unit: i64,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Sample {
-        #[prost(uint64, repeated, tag = "1")]
-        pub location_id: Vec<u64>,
-        #[prost(int64, repeated, tag = "2")]
-        pub value: Vec<i64>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Location {
-        #[prost(uint64, tag = "1")]
-        pub id: u64,
-        #[prost(uint64, tag = "3")]
-        pub address: u64,
-        #[prost(message, repeated, tag = "4")]
-        pub line: Vec<Line>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Line {
-        #[prost(uint64, tag = "1")]
-        pub function_id: u64,
-        #[prost(int64, tag = "2")]
-        pub line: i64,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Function {
-        #[prost(uint64, tag = "1")]
-        pub id: u64,
-        #[prost(int64, tag = "2")]
-        pub name: i64,
-        #[prost(int64, tag = "4")]
-        pub filename: i64,
     }
 }

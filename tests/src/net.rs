@@ -1,0 +1,51 @@
+//! Loopback addresses and a small HTTP client.
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+
+use crate::{Result, child::PATIENCE};
+
+/// A loopback address whose port was free a moment ago.
+pub fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
+    listener.local_addr().context("asking for the port")
+}
+
+/// Waits until a server accepts connections.
+pub fn await_server(address: SocketAddr) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = TcpStream::connect(address) {
+        if Instant::now() > deadline {
+            return Err(error).with_context(|| format!("no server at {address}"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Fetches a page over a connection of its own; an error unless the status is 200. Returns the length of the answer.
+pub fn fetch(address: SocketAddr, path: &str) -> Result<usize> {
+    let mut stream = TcpStream::connect(address).context("connecting")?;
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .context("setting a timeout")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: test\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n"
+    )
+    .context("sending the request")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).context("reading the answer")?;
+    if !answer.starts_with(b"HTTP/1.1 200 ") {
+        bail!(
+            "{path}: {}",
+            String::from_utf8_lossy(&answer[..answer.len().min(200)])
+        );
+    }
+    Ok(answer.len())
+}
