@@ -157,10 +157,12 @@ pub fn binary() -> Result<PathBuf> {
     })
 }
 
+/// In the build directory, not in /tmp: whoever tidies up there would take a running test's profiles away.
 fn new_directory() -> Result<TempDir> {
+    let cache = compile::cache_directory()?;
     tempfile::Builder::new()
-        .prefix("memtrace-test-")
-        .tempdir()
+        .prefix("run-")
+        .tempdir_in(cache)
         .context("creating a directory for profiles")
 }
 
