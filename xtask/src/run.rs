@@ -121,13 +121,10 @@ pub fn compile(source: &Path, flags: &[&str]) -> Result<PathBuf> {
         return Ok(executable);
     }
     fs::create_dir_all(workspace::scratch())?;
-    process::run(
-        process::command("cc")
-            .args(flags)
-            .arg(source)
-            .arg("-o")
-            .arg(&executable),
-    )?;
+    let mut compiler = process::command("cc");
+    // Reports then show `tests/targets/demo.c` and not where this workspace happens to be.
+    compiler.arg(format!("-ffile-prefix-map={}/=", workspace::root().display()));
+    process::run(compiler.args(flags).arg(source).arg("-o").arg(&executable))?;
     Ok(executable)
 }
 

@@ -3,26 +3,21 @@
 use std::{
     ffi::{OsStr, OsString},
     fmt,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread::sleep,
-    time::{Duration, Instant},
+    path::Path,
+    process::Command,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 
 use super::{
-    attached::Code,
     memleak,
     target::{Program, Target},
+    tracer::{Ready, Tracer},
 };
 use crate::{
     build::{Profile, build},
-    process, setup, signal, workspace,
+    process, setup, workspace,
 };
-
-/// How long a tracer may take to end after SIGINT.
-const END_LIMIT: Duration = Duration::from_secs(20);
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,8 +117,13 @@ impl Contestant {
                 target,
             });
         }
-        let mut tracer = Tracer::start(self.attach_command(target.pid(), &program.libc), target.pid())?;
-        let (breakpoints, _) = tracer.wait_attached()?;
+        let ready = match self.kind {
+            Kind::Floor | Kind::Memtrace => Ready::Announced,
+            _ => Ready::Quiet,
+        };
+        let command = self.attach_command(target.pid(), &program.libc);
+        let tracer = Tracer::attach(command, target.pid(), ready)?;
+        let breakpoints = tracer.breakpoints()?;
         Ok(Session {
             tracer: Some(tracer),
             breakpoints,
@@ -143,7 +143,7 @@ impl Contestant {
                     command.arg("--floor");
                 }
                 command
-                    .args(["--quiet", "--pid", &pid, "--output"])
+                    .args(["--pid", &pid, "--output"])
                     .arg(workspace::scratch().join("profiles"));
             }
             // The first report comes when all is over. memleak keeps 31 bytes of the path: it must be a short one.
@@ -179,6 +179,16 @@ pub struct Session {
 }
 
 impl Session {
+    /// Whether all the probes that it was started with are still there, and no more.
+    ///
+    /// # Errors
+    /// When the target is gone.
+    pub fn is_steady(&self) -> Result<bool> {
+        self.tracer
+            .as_ref()
+            .map_or(Ok(true), |tracer| Ok(tracer.breakpoints()? == self.breakpoints))
+    }
+
     /// Ends the tracer and checks that it left nothing behind.
     ///
     /// # Errors
@@ -186,103 +196,4 @@ impl Session {
     pub fn end(self) -> Result<()> {
         self.tracer.map_or(Ok(()), Tracer::end)
     }
-}
-
-/// A running tracer; killed when dropped.
-pub struct Tracer {
-    child: Child,
-    code: Code,
-    line: String,
-    log: PathBuf,
-}
-
-impl Tracer {
-    /// Starts the command that traces the process `pid`.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn start(mut command: Command, pid: u32) -> Result<Self> {
-        let code = Code::of(pid)?;
-        let log = workspace::scratch().join("tracer.log");
-        let file = std::fs::File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
-        command.stdout(file.try_clone()?).stderr(Stdio::from(file));
-        signal::die_with_parent(&mut command);
-        let line = process::line(&command);
-        let child = command
-            .spawn()
-            .with_context(|| format!("cannot start `{line}`"))?;
-        Ok(Self {
-            child,
-            code,
-            line,
-            log,
-        })
-    }
-
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Waits until it is attached; returns its number of breakpoints and the time until the last was set.
-    ///
-    /// # Errors
-    /// When it ends instead.
-    pub fn wait_attached(&mut self) -> Result<(usize, Duration)> {
-        let Self {
-            child,
-            code,
-            line,
-            log,
-        } = self;
-        code.wait_attached(|| match child.try_wait()? {
-            None => Ok(()),
-            Some(status) => bail!("`{line}` ended at once ({status}): {}", last_line(log)),
-        })
-    }
-
-    /// Sends a signal.
-    pub fn signal(&self, signal: libc::c_int) {
-        let pid = libc::pid_t::try_from(self.child.id()).unwrap_or(0);
-        if pid > 0 {
-            // SAFETY: `pid` is our child, which is not reaped while `self` holds it.
-            unsafe { libc::kill(pid, signal) };
-        }
-    }
-
-    /// Ends it as a person would, by Ctrl-C.
-    ///
-    /// # Errors
-    /// When it does not end, or leaves breakpoints.
-    pub fn end(mut self) -> Result<()> {
-        self.signal(libc::SIGINT);
-        let start = Instant::now();
-        while self.child.try_wait()?.is_none() {
-            if start.elapsed() > END_LIMIT {
-                bail!(
-                    "`{}` did not end within {} s of Ctrl-C",
-                    self.line,
-                    END_LIMIT.as_secs()
-                );
-            }
-            sleep(Duration::from_millis(20));
-        }
-        self.code.wait_detached()
-    }
-}
-
-impl Drop for Tracer {
-    fn drop(&mut self) {
-        // Both fail only when it is gone already.
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-fn last_line(file: &Path) -> String {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    text.lines()
-        .rfind(|line| !line.trim().is_empty())
-        .unwrap_or("it said nothing")
-        .to_owned()
 }

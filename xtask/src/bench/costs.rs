@@ -12,9 +12,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    contestant::Tracer,
     statistics::Samples,
     target::{Program, Target},
+    tracer::{Ready, Tracer},
 };
 use crate::{
     build::{Profile, build},
@@ -31,7 +31,7 @@ const ATTACHES: usize = 5;
 const BLOCKS: u64 = 1_000_000;
 /// Enough room for [`BLOCKS`] and what the program itself holds.
 const MAX_LIVE: &str = "1200000";
-const SNAPSHOTS: usize = 3;
+const SNAPSHOTS: usize = 6;
 /// No snapshot takes this long.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(60);
 
@@ -73,14 +73,7 @@ fn trace(memtrace: &Path, pid: u32) -> Result<(Command, PathBuf)> {
     }
     let mut command = process::command(memtrace);
     command
-        .args([
-            "--quiet",
-            "--max-live",
-            MAX_LIVE,
-            "--pid",
-            &pid.to_string(),
-            "--output",
-        ])
+        .args(["--max-live", MAX_LIVE, "--pid", &pid.to_string(), "--output"])
         .arg(&output);
     Ok((command, output))
 }
@@ -89,8 +82,7 @@ fn trace(memtrace: &Path, pid: u32) -> Result<(Command, PathBuf)> {
 fn idle(memtrace: &Path, program: &Program) -> Result<()> {
     let target = Target::start(program.command(&[]))?;
     let (command, _) = trace(memtrace, target.pid())?;
-    let mut tracer = Tracer::start(command, target.pid())?;
-    tracer.wait_attached()?;
+    let tracer = Tracer::attach(command, target.pid(), Ready::Announced)?;
     sleep(SETTLE);
     let before = cpu_ticks(tracer.pid())?;
     sleep(IDLE);
@@ -165,7 +157,7 @@ impl Drop for Waiting {
     }
 }
 
-/// From the start of memtrace until its last probe is set.
+/// From the start of memtrace until its probes are live.
 fn attach(name: &str, memtrace: &Path, command: &mut Command) -> Result<()> {
     command.stdout(Stdio::null());
     signal::die_with_parent(command);
@@ -174,9 +166,8 @@ fn attach(name: &str, memtrace: &Path, command: &mut Command) -> Result<()> {
     let mut samples = Samples::default();
     for _ in 0..ATTACHES {
         let (command, _) = trace(memtrace, target.0.id())?;
-        let mut tracer = Tracer::start(command, target.0.id())?;
-        let (_, time) = tracer.wait_attached()?;
-        samples.0.push(time.as_secs_f64() * 1000.0);
+        let tracer = Tracer::attach(command, target.0.id(), Ready::Announced)?;
+        samples.0.push(tracer.attach_time.as_secs_f64() * 1000.0);
         tracer.end()?;
     }
     print_median(&format!("attach to {name}"), &samples);
@@ -196,8 +187,7 @@ fn print_median(what: &str, milliseconds: &Samples) {
 fn snapshot(memtrace: &Path, program: &Program) -> Result<()> {
     let mut target = Target::start(program.command(&[]))?;
     let (command, output) = trace(memtrace, target.pid())?;
-    let mut tracer = Tracer::start(command, target.pid())?;
-    tracer.wait_attached()?;
+    let tracer = Tracer::attach(command, target.pid(), Ready::Announced)?;
     target.hold(BLOCKS)?;
     let mut samples = Samples::default();
     for number in 1..=SNAPSHOTS {
@@ -213,6 +203,9 @@ fn snapshot(memtrace: &Path, program: &Program) -> Result<()> {
         }
         samples.0.push(start.elapsed().as_secs_f64() * 1000.0);
     }
-    print_median(&format!("snapshot of {BLOCKS} live blocks"), &samples);
+    // The first one reads the symbols.
+    let further = Samples(samples.0.split_off(1));
+    print_median(&format!("first snapshot of {BLOCKS} live blocks"), &samples);
+    print_median("further snapshots of them", &further);
     tracer.end()
 }

@@ -1,12 +1,13 @@
 //! `cargo xtask bench pair`: what one malloc+free pair costs, untraced and under each tracer, in one run and one table.
 
-mod attached;
+mod code;
 mod contestant;
 mod costs;
 mod memleak;
 mod pair;
 mod statistics;
 mod target;
+mod tracer;
 
 use std::process::ExitCode;
 

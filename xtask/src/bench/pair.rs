@@ -29,11 +29,16 @@ pub fn pair(options: &Options) -> Result<()> {
     let mut rows: Vec<Row> = chosen(options)?.into_iter().filter_map(row).collect();
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
-        rows.retain_mut(|row| {
-            let result = measure(row, &program, options.milliseconds);
-            result
-                .inspect_err(|error| eprintln!("{}: not measured: {error:#}", row.contestant.kind))
-                .is_ok()
+        rows.retain_mut(|row| match measure(row, &program, options.milliseconds) {
+            Ok(()) => true,
+            Err(error) => {
+                eprintln!(
+                    "{}: not measured in round {round}: {error:#}",
+                    row.contestant.kind
+                );
+                // Who worked before gets another chance.
+                !row.cpu.0.is_empty()
+            }
         });
     }
     if rows.is_empty() {
@@ -76,6 +81,9 @@ fn measure(row: &mut Row, program: &Program, milliseconds: u64) -> Result<()> {
     let mut session = row.contestant.start(program)?;
     session.target.run(WARM_UP)?;
     let batch = session.target.run(milliseconds)?;
+    if !session.is_steady()? {
+        bail!("its probes changed while it was measured");
+    }
     row.breakpoints = session.breakpoints;
     session.end()?;
     row.cpu.0.push(batch.cpu);

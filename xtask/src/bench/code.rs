@@ -3,17 +3,9 @@
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt as _,
-    thread::sleep,
-    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
-
-/// No tracer here needs longer to attach or detach.
-const LIMIT: Duration = Duration::from_secs(30);
-/// Probes are set one after the other: attached is who set none for this long.
-const QUIET: Duration = Duration::from_millis(500);
-const STEP: Duration = Duration::from_millis(20);
+use anyhow::{Context as _, Result};
 
 /// x86's `int3`.
 const BREAKPOINT: u8 = 0xcc;
@@ -68,44 +60,5 @@ impl Code {
             .zip(&self.original)
             .filter(|(now, was)| **now == BREAKPOINT && now != was)
             .count())
-    }
-
-    /// Waits until a tracer is attached, and returns the number of its breakpoints and the time until the last was set.
-    /// `alive` fails when the tracer has ended.
-    ///
-    /// # Errors
-    /// When no breakpoint appears, or the tracer or the process is gone.
-    pub fn wait_attached(&self, mut alive: impl FnMut() -> Result<()>) -> Result<(usize, Duration)> {
-        let start = Instant::now();
-        let (mut count, mut changed) = (0, start);
-        while count == 0 || changed.elapsed() < QUIET {
-            alive()?;
-            let now = self.breakpoints()?;
-            if now != count {
-                (count, changed) = (now, Instant::now());
-            } else if start.elapsed() > LIMIT {
-                bail!(
-                    "no breakpoint appeared in the target within {} s",
-                    LIMIT.as_secs()
-                );
-            }
-            sleep(STEP);
-        }
-        Ok((count, changed - start))
-    }
-
-    /// Waits until no breakpoint is left.
-    ///
-    /// # Errors
-    /// When the tracer leaves some behind.
-    pub fn wait_detached(&self) -> Result<()> {
-        let start = Instant::now();
-        while self.breakpoints()? > 0 {
-            if start.elapsed() > LIMIT {
-                bail!("the tracer left breakpoints in the target");
-            }
-            sleep(STEP);
-        }
-        Ok(())
     }
 }
