@@ -16,12 +16,12 @@ use crate::Result;
 /// Flags for a target whose stacks can be walked only by unwind tables, with every call visible in them.
 pub const NO_FRAME_POINTERS: [&str; 2] = ["-fomit-frame-pointer", "-fno-optimize-sibling-calls"];
 
-/// A program or shared library to build from sources in `tests/targets/`.
+/// A program or shared library to build from a source in `tests/targets/`.
 #[derive(Clone, Debug)]
 pub struct Build {
     compiler: &'static str,
     name: String,
-    sources: Vec<String>,
+    source: String,
     flags: Vec<OsString>,
 }
 
@@ -43,7 +43,7 @@ impl Build {
         Self {
             compiler,
             name: name.to_owned(),
-            sources: vec![source],
+            source,
             flags,
         }
     }
@@ -51,12 +51,6 @@ impl Build {
     /// The name of the built file, when it is not the source's.
     pub fn named(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
-        self
-    }
-
-    /// Adds another source from `tests/targets/`.
-    pub fn source(mut self, source: &str) -> Self {
-        self.sources.push(source.to_owned());
         self
     }
 
@@ -71,32 +65,30 @@ impl Build {
         flags.into_iter().fold(self, Build::flag)
     }
 
-    /// Builds, unless the same sources were built with the same flags before. The file keeps its name, in a directory
+    /// Builds, unless the same source was built with the same flags before. The file keeps its name, in a directory
     /// named for the flags.
     pub fn path(&self) -> Result<PathBuf> {
-        let sources: Vec<PathBuf> = self
-            .sources
-            .iter()
-            .map(|source| target_sources().join(source))
-            .collect();
-        let directory =
-            cache_directory()?.join(format!("{}-{:016x}", self.name, self.fingerprint(&sources)?));
+        let directory = cache_directory()?.join(format!("{}-{:016x}", self.name, self.fingerprint()?));
         let built = directory.join(&self.name);
         if !built.exists() {
             fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
-            self.compile(&sources, &built)?;
+            self.compile(&built)?;
         }
         Ok(built)
     }
 
-    fn compile(&self, sources: &[PathBuf], built: &Path) -> Result<()> {
+    fn compile(&self, built: &Path) -> Result<()> {
         static ATTEMPT: AtomicU32 = AtomicU32::new(0);
         // Two tests may build the same program at the same time: each writes a file of its own, the last rename wins.
         let attempt = ATTEMPT.fetch_add(1, Ordering::Relaxed);
         let scratch = built.with_extension(format!("{}-{attempt}", std::process::id()));
-        // Libraries come after the sources that need them.
+        // Libraries come after the source that needs them.
         let mut command = Command::new(self.compiler);
-        command.args(sources).args(&self.flags).arg("-o").arg(&scratch);
+        command
+            .arg(target_sources().join(&self.source))
+            .args(&self.flags)
+            .arg("-o")
+            .arg(&scratch);
         let output = command
             .output()
             .with_context(|| format!("running {}", self.compiler))?;
@@ -106,12 +98,20 @@ impl Build {
         fs::rename(&scratch, built).with_context(|| format!("renaming {}", scratch.display()))
     }
 
-    fn fingerprint(&self, sources: &[PathBuf]) -> Result<u64> {
+    /// Changes with the flags, the source and every header.
+    fn fingerprint(&self) -> Result<u64> {
+        let mut files = vec![target_sources().join(&self.source)];
+        for entry in fs::read_dir(target_sources()).context("reading the sources of the targets")? {
+            files.extend(
+                Some(entry?.path()).filter(|path| path.extension().is_some_and(|extension| extension == "h")),
+            );
+        }
+        files.sort();
         let mut hasher = DefaultHasher::new();
         (self.compiler, &self.flags).hash(&mut hasher);
-        for source in sources {
-            fs::read(source)
-                .with_context(|| format!("reading {}", source.display()))?
+        for file in files {
+            fs::read(&file)
+                .with_context(|| format!("reading {}", file.display()))?
                 .hash(&mut hasher);
         }
         Ok(hasher.finish())

@@ -242,10 +242,10 @@ fn nginx_configuration(directory: &Path, address: SocketAddr) -> String {
 fn nginx_worker(master: u32) -> Result<u32> {
     let path = format!("/proc/{master}/task/{master}/children");
     let children = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-    Ok(children
+    children
         .trim()
         .parse()
-        .with_context(|| format!("children of nginx: {children:?}"))?)
+        .with_context(|| format!("children of nginx: {children:?}"))
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn nginx_under_load() -> Result<()> {
     let worker = nginx_worker(master.pid())?;
 
     let heaps = under_load(
-        || net::fetch(address, "/page").map(drop),
+        || net::fetch(address, "/page"),
         || {
             let first = Memtrace::attach(worker, &["--duration", "1500ms"])?
                 .finish(PATIENCE)?
