@@ -11,7 +11,7 @@ use crate::{
     snapshot::{Losses, Snapshot},
     symbol::{
         Symbolizer,
-        testing::{own_mappings, processor_time, symbol},
+        testing::{own_mappings, symbol},
     },
 };
 
@@ -413,56 +413,4 @@ fn pprof_reads_it() {
     let peek = pprof(&["-peek", "allocating_function"]).unwrap();
     println!("{peek}");
     assert!(peek.contains("calling_function"), "{peek}");
-}
-
-/// Measures: `cargo test --release -p memtrace --lib a_large_heap -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn a_large_heap_takes_about_a_second() {
-    let mappings = own_mappings();
-    let code: Vec<_> = mappings
-        .all
-        .iter()
-        .filter(|mapping| mapping.end - mapping.begin > 1 << 20)
-        .collect();
-    let mut state = 1_u64;
-    let mut random = |below: u64| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) % below
-    };
-    let frames: Vec<u64> = (0..50_000)
-        .map(|_| {
-            let mapping = code[random(code.len() as u64) as usize];
-            frame::pack(
-                mapping.id,
-                mapping.begin + random(mapping.end - mapping.begin),
-                true,
-            )
-        })
-        .collect();
-    let sites = (0..100_000)
-        .map(|_| {
-            let frames: Vec<u64> = (0..20).map(|_| frames[random(50_000) as usize]).collect();
-            site(&frames, EndReason::Complete, (10, 640), (20, 1280))
-        })
-        .collect();
-    let snapshot = snapshot(sites, own_mappings(), std::env::current_exe().unwrap());
-    let mut symbolizer = Symbolizer::new();
-    let time = |what: &str, began| println!("{what}: {:?}", processor_time() - began);
-    let began = processor_time();
-    symbolizer.symbolize(&snapshot.mappings, frames.iter().copied());
-    time("symbolize 50,000 distinct frames", began);
-    let began = processor_time();
-    let profile = heap(&snapshot, &mut symbolizer);
-    time("profile of 100,000 sites, 20 frames deep", began);
-    let began = processor_time();
-    let bytes = encode_gz(&profile);
-    time(&format!("encode {} KiB", bytes.len() >> 10), began);
-    let began = processor_time();
-    let mut report = Vec::new();
-    crate::output::write_report(&mut report, &snapshot, &mut symbolizer, &Default::default()).unwrap();
-    time("report", began);
-    println!("{}", String::from_utf8(report).unwrap());
 }

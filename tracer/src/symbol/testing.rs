@@ -5,7 +5,6 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
-    time::Duration,
 };
 
 use object::{Object, ObjectSegment, ObjectSymbol, SegmentFlags};
@@ -119,12 +118,4 @@ pub(crate) fn compile(directory: &Path, compiler: &str, source: &str, arguments:
             None
         }
     }
-}
-
-/// The processor time that this thread has used, which a busy machine does not distort.
-pub(crate) fn processor_time() -> Duration {
-    // Documentation/scheduler/sched-stats.rst: nanoseconds on the processor come first.
-    let text = fs::read_to_string("/proc/thread-self/schedstat").expect("the kernel counts it");
-    let nanoseconds = text.split(' ').next().and_then(|field| field.parse().ok());
-    Duration::from_nanos(nanoseconds.expect("a number"))
 }

@@ -10,7 +10,7 @@ use memtrace_ebpf::unwind::frame;
 
 use super::{
     Symbolized, Symbolizer,
-    testing::{compile, map_code, own_mappings, processor_time, scratch, symbol},
+    testing::{compile, map_code, own_mappings, scratch, symbol},
 };
 use crate::target::{Backing, Mapping, Mappings};
 
@@ -529,49 +529,5 @@ fn damaged_files_are_nameless_not_fatal() {
         };
         let symbols = Symbolizer::with_debug_directories(NO_DEBUG_FILES).symbolize(&mappings, [packed]);
         assert_eq!(symbols.get(packed).unwrap().lines.len(), 1);
-    }
-}
-
-/// Measures: `cargo test --release -p memtrace --lib fifty_thousand -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn fifty_thousand_frames_take_about_a_second() {
-    let libc = libc_path();
-    let python = fs::canonicalize("/usr/bin/python3").unwrap_or_else(|_| std::env::current_exe().unwrap());
-    let own = std::env::current_exe().unwrap();
-    let mappings: Vec<Arc<Mapping>> = [libc, python, own]
-        .iter()
-        .zip(0..)
-        .map(|(path, id)| map_code(id, (u64::from(id) + 1) << 40, path))
-        .collect();
-    let frames: Vec<u64> = (mappings.iter())
-        .flat_map(|mapping| {
-            let step = (mapping.end - mapping.begin) / 17_000;
-            (0..17_000).map(move |at| frame::pack(mapping.id, mapping.begin + at * step, true))
-        })
-        .collect();
-    let mappings = Mappings { all: mappings };
-    let mut symbolizer = Symbolizer::new();
-    for round in ["first", "again"] {
-        for mapping in &mappings.all {
-            let frames = frames
-                .iter()
-                .copied()
-                .filter(|packed| frame::mapping(*packed) == mapping.id);
-            let began = processor_time();
-            let symbols = symbolizer.symbolize(&mappings, frames);
-            let took = processor_time() - began;
-            let named = symbols.0.values().filter(|symbolized| symbolized.named).count();
-            let lines = symbols
-                .0
-                .values()
-                .filter(|symbolized| symbolized.lines[0].line > 0)
-                .count();
-            let path = mapping.path.display();
-            println!(
-                "{round}: {took:?} for {} frames, {named} named, {lines} with lines, {path}",
-                symbols.len()
-            );
-        }
     }
 }
