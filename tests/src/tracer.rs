@@ -69,6 +69,11 @@ impl Memtrace {
         self.child.pid()
     }
 
+    /// Waits for a message that begins like this.
+    pub fn expect(&mut self, message: &str) -> Result<String> {
+        self.child.stderr.expect(message, PATIENCE)
+    }
+
     /// Sends memtrace a signal.
     pub fn signal(&self, signal: libc::c_int) -> Result<()> {
         self.child.signal(signal)

@@ -4,10 +4,12 @@
  *     allocate N    allocate N blocks of 64 bytes in `changer_allocate`
  *     fork N        a child does the same, frees half of what its parent held, and exits; answers when it has ended
  *     exec          executes itself anew
+ *     retire        the main thread ends, another goes on
  *     exit          end
  *
  * Prints `ready PID` at each start, and `done` after each command.
  */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,23 +47,39 @@ static int fork_and_wait(int count)
     return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
-int main(int argc, char **argv)
+static char **arguments;
+
+static void *obey(void *unused)
 {
-    static char input[4096], line[256];
-    setvbuf(stdin, input, _IOLBF, sizeof input);
-    (void)argc;
-    printf("ready %d\n", (int)getpid());
-    fflush(stdout);
+    static char line[256];
+    (void)unused;
     while (fgets(line, sizeof line, stdin) != NULL && strcmp(line, "exit\n") != 0) {
         int count;
+        pthread_t successor;
         if (sscanf(line, "allocate %d", &count) == 1)
             changer_allocate(count);
         else if (sscanf(line, "fork %d", &count) == 1 && !fork_and_wait(count))
-            return 1;
+            _exit(1);
         else if (strcmp(line, "exec\n") == 0)
-            execv("/proc/self/exe", argv);
+            execv("/proc/self/exe", arguments);
+        else if (strcmp(line, "retire\n") == 0 && pthread_create(&successor, NULL, obey, NULL) == 0) {
+            puts("done");
+            fflush(stdout);
+            pthread_exit(NULL);
+        }
         puts("done");
         fflush(stdout);
     }
-    return 0;
+    _exit(0);
+}
+
+int main(int argc, char **argv)
+{
+    static char input[4096];
+    setvbuf(stdin, input, _IOLBF, sizeof input);
+    (void)argc;
+    arguments = argv;
+    printf("ready %d\n", (int)getpid());
+    fflush(stdout);
+    obey(NULL);
 }

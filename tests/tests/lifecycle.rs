@@ -296,6 +296,30 @@ fn a_child_keeps_its_own_heap() -> Result<()> {
     Ok(())
 }
 
+/// The kernel removes probes with the thread that they are bound to; memtrace binds them to another, and says so.
+#[test]
+fn the_main_thread_can_end_before_others() -> Result<()> {
+    if !skip::can_trace() {
+        return Ok(());
+    }
+    let _turn = serial::turn()?;
+    let mut target = start_changer()?;
+    let mut memtrace = Memtrace::attach(target.pid(), &[])?;
+    obey(&mut target, "allocate 100")?;
+    obey(&mut target, "retire")?;
+    memtrace.expect("memtrace: the thread that the probes were bound to ended")?;
+    obey(&mut target, "allocate 30")?;
+    let (heap, _outcome) = memtrace.stop()?;
+    let values = heap.by_function("changer_allocate")["changer_allocate"];
+    assert_eq!((values.alloc_objects, values.inuse_objects), (130, 130));
+    let comments = heap.comments.join("\n");
+    ensure!(
+        comments.contains("until they were bound to another"),
+        "the profile does not say so:\n{comments}"
+    );
+    Ok(())
+}
+
 #[test]
 fn a_stopped_target_can_be_traced() -> Result<()> {
     if !skip::can_trace() {

@@ -170,6 +170,10 @@ pub struct Control {
     pub generation: u32,
     /// 1 from when a program asked to read the mappings again until user space did.
     pub refresh_asked: u32,
+    /// The thread that the probes are bound to: the kernel removes them when it ends, see [`Notice::AnchorEnded`].
+    pub anchor: u32,
+    /// Padding.
+    pub _pad: u32,
 }
 
 /// What a program tells user space through the ring buffer.
@@ -180,6 +184,9 @@ pub enum Notice {
     MappingsChanged = 1,
     /// The process executed another program; nothing is recorded any more.
     Executed = 2,
+    /// The thread that the probes are bound to ended. The kernel compares address spaces by this thread's
+    /// (`kernel/trace/trace_uprobe.c`, `__uprobe_perf_filter`), and has none to compare any more.
+    AnchorEnded = 3,
 }
 
 /// Where user space puts a program in the array that tail calls go through.

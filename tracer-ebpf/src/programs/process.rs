@@ -43,6 +43,12 @@ fn process_executed(ctx: RawTracePointContext) -> i32 {
 fn thread_ended(_ctx: RawTracePointContext) -> i32 {
     let (_, thread) = current();
     let _unknown_thread = maps::THREADS.remove(&thread);
+    if let Some(control) = maps::CONTROL.get(0)
+        && control.enabled != 0
+        && control.anchor == thread
+    {
+        notify(Notice::AnchorEnded);
+    }
     0
 }
 

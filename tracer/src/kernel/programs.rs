@@ -98,6 +98,7 @@ impl Programs {
             Control {
                 next_stack: 1,
                 process,
+                anchor: process,
                 ..Control::default()
             },
         );
@@ -148,7 +149,8 @@ impl Programs {
         Ok(())
     }
 
-    /// Attaches the programs of one allocation function; with `floor`, programs that do nothing.
+    /// Attaches the programs of one allocation function, bound to the address space of the thread `anchor`; with
+    /// `floor`, programs that do nothing.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -156,7 +158,7 @@ impl Programs {
         &mut self,
         site: &Site,
         file: &File,
-        pid: NonZeroU32,
+        anchor: NonZeroU32,
         floor: bool,
     ) -> Result<(), KernelError> {
         let entry = if floor {
@@ -164,11 +166,11 @@ impl Programs {
         } else {
             entry_program(site.function)
         };
-        self.attach(entry, site.entry.file_offset, file, pid)?;
+        self.attach(entry, site.entry.file_offset, file, anchor)?;
         match &site.returns {
             Some(point) => {
                 let leave = if floor { "floor_return" } else { "leave" };
-                self.attach(leave, point.file_offset, file, pid)
+                self.attach(leave, point.file_offset, file, anchor)
             }
             None => Ok(()),
         }
@@ -182,9 +184,9 @@ impl Programs {
         &mut self,
         file_offset: u64,
         file: &File,
-        pid: NonZeroU32,
+        anchor: NonZeroU32,
     ) -> Result<(), KernelError> {
-        self.attach("linker_changed", file_offset, file, pid)
+        self.attach("linker_changed", file_offset, file, anchor)
     }
 
     /// Starts or stops recording, for all probes at once.
@@ -193,6 +195,14 @@ impl Programs {
         // SAFETY: the pointer is to a word of the mapped control block, which programs only ever set to 0.
         let enabled = unsafe { AtomicU32::from_ptr(&raw mut (*control).enabled) };
         enabled.store(u32::from(on), Ordering::SeqCst);
+    }
+
+    /// Tells the programs which thread the probes are bound to.
+    pub fn set_anchor(&self, thread: NonZeroU32) {
+        let control = self.control.pointer(0);
+        // SAFETY: the pointer is to a word of the mapped control block, which programs only read.
+        let anchor = unsafe { AtomicU32::from_ptr(&raw mut (*control).anchor) };
+        anchor.store(thread.get(), Ordering::SeqCst);
     }
 
     /// Makes the programs distrust earlier walks, and accept their next wish to read the mappings again.
@@ -232,6 +242,7 @@ impl Programs {
             match u32::from_ne_bytes(*bytes) {
                 value if value == Notice::MappingsChanged as u32 => notices.push(Notice::MappingsChanged),
                 value if value == Notice::Executed as u32 => notices.push(Notice::Executed),
+                value if value == Notice::AnchorEnded as u32 => notices.push(Notice::AnchorEnded),
                 _ => {}
             }
         }
@@ -243,7 +254,7 @@ impl Programs {
         name: &'static str,
         file_offset: u64,
         file: &File,
-        pid: NonZeroU32,
+        anchor: NonZeroU32,
     ) -> Result<(), KernelError> {
         let refused = |source| KernelError::Program {
             name,
@@ -257,7 +268,7 @@ impl Programs {
         }
         let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
         program
-            .attach(file_offset, path, UProbeScope::OneProcess(pid))
+            .attach(file_offset, path, UProbeScope::OneProcess(anchor))
             .map_err(refused)?;
         Ok(())
     }

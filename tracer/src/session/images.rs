@@ -6,7 +6,7 @@ use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache};
 
 use crate::{
     kernel::TableRoom,
-    probe::{self, CodeReader, Plan, Site},
+    probe::{self, AllocFunction, CodeReader, Plan, Site},
     snapshot::Coverage,
     target::{Backing, Mapping, Process},
     unwind::{UnwindError, UnwindTable},
@@ -24,6 +24,14 @@ struct Image {
     plan: Plan,
     file: Option<Arc<File>>,
     linker_hook: Option<u64>,
+}
+
+/// Where to attach, in this order.
+pub struct Probes {
+    /// Allocation functions, with the file they are in.
+    pub sites: Vec<(Site, Arc<File>)>,
+    /// Where the dynamic linker reports changes: file offset and file.
+    pub linker: Option<(u64, Arc<File>)>,
 }
 
 /// The images of a set of mappings, each read once.
@@ -75,23 +83,24 @@ impl Images {
         }
     }
 
-    /// Every site to probe, with the file it is in.
-    pub fn sites(&self) -> impl Iterator<Item = (&Site, &Arc<File>)> {
-        self.images.iter().flat_map(|image| {
+    /// Everything to probe. Frees first: a free that is seen before its allocation is harmless, one that is missed
+    /// is a false leak.
+    pub fn probes(&self) -> Probes {
+        let sites = self.images.iter().flat_map(|image| {
             let file = image.file.as_ref();
             image
                 .plan
                 .sites
                 .iter()
-                .filter_map(move |site| Some((site, file?)))
-        })
-    }
-
-    /// Where the dynamic linker reports changes: file offset and file.
-    pub fn linker(&self) -> Option<(u64, &Arc<File>)> {
-        self.images
+                .filter_map(move |site| Some((site.clone(), Arc::clone(file?))))
+        });
+        let mut sites: Vec<_> = sites.collect();
+        sites.sort_by_key(|(site, _)| site.function != AllocFunction::Free);
+        let linker = self
+            .images
             .iter()
-            .find_map(|image| Some((image.linker_hook?, image.file.as_ref()?)))
+            .find_map(|image| Some((image.linker_hook?, Arc::clone(image.file.as_ref()?))));
+        Probes { sites, linker }
     }
 
     /// What is covered and what is not.

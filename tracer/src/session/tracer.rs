@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
     num::NonZeroU32,
     os::fd::BorrowedFd,
     sync::Arc,
@@ -11,10 +10,14 @@ use std::{
 
 use memtrace_ebpf::layout::Notice;
 
-use super::{Error, history::History, images::Images, snapshot};
+use super::{
+    Error,
+    history::History,
+    images::{Images, Probes},
+    snapshot,
+};
 use crate::{
     kernel::{FileTable, Limits, Programs, TableRoom},
-    probe::{AllocFunction, Site},
     snapshot::{Coverage, Snapshot},
     target::{Change, Mapping, MappingReader, Process},
 };
@@ -48,6 +51,8 @@ pub struct Tracer {
     programs: Programs,
     tables: HashMap<(u64, u64), FileTable>,
     coverage: Coverage,
+    probes: Probes,
+    floor: bool,
     history: History,
     started: SystemTime,
     clock: Instant,
@@ -75,6 +80,8 @@ impl Tracer {
             reader,
             programs,
             tables: HashMap::new(),
+            probes: images.probes(),
+            floor: settings.floor,
             coverage: images.take_coverage(),
             history: History::default(),
             started: SystemTime::now(),
@@ -82,7 +89,11 @@ impl Tracer {
         };
         tracer.add_mappings(&change, &images);
         tracer.programs.attach_process_events()?;
-        tracer.attach_probes(&images, settings.floor)?;
+        for (site, _) in &tracer.probes.sites {
+            log::info!("{}: {}", site.symbol, site.why);
+        }
+        let anchor = NonZeroU32::new(tracer.process.anchor());
+        tracer.attach_probes(anchor.ok_or_else(|| Error::Usage("a process id is never 0".into()))?)?;
         tracer.programs.record(!settings.floor);
         tracer.started = SystemTime::now();
         tracer.clock = Instant::now();
@@ -117,10 +128,17 @@ impl Tracer {
     /// Acts on what the programs told; `true` if the process executed another program.
     pub fn handle_notices(&mut self) -> bool {
         let notices = self.programs.take_notices();
+        if notices.contains(&Notice::Executed) {
+            return true;
+        }
+        // A thread that has ended has no mappings to read.
+        if notices.contains(&Notice::AnchorEnded) {
+            self.rebind();
+        }
         if notices.contains(&Notice::MappingsChanged) {
             self.refresh();
         }
-        notices.contains(&Notice::Executed)
+        false
     }
 
     /// Stops recording, so that the next snapshot is the last word.
@@ -234,20 +252,40 @@ impl Tracer {
         table
     }
 
-    /// Frees first: a free that is seen before its allocation is harmless, one that is missed is a false leak.
-    fn attach_probes(&mut self, images: &Images, floor: bool) -> Result<(), Error> {
-        let pid =
-            NonZeroU32::new(self.process.pid()).ok_or(Error::Usage("a process id is never 0".into()))?;
-        let mut sites: Vec<(&Site, &Arc<File>)> = images.sites().collect();
-        sites.sort_by_key(|(site, _)| site.function != AllocFunction::Free);
-        for (site, file) in sites {
-            self.programs.attach_site(site, file, pid, floor)?;
-            log::info!("{}: {}", site.symbol, site.why);
+    /// Attaches every probe, bound to this thread's address space.
+    fn attach_probes(&mut self, anchor: NonZeroU32) -> Result<(), Error> {
+        for (site, file) in &self.probes.sites {
+            self.programs.attach_site(site, file, anchor, self.floor)?;
         }
-        if let Some((offset, file)) = images.linker() {
-            self.programs.attach_linker(offset, file, pid)?;
+        if let Some((offset, file)) = &self.probes.linker {
+            self.programs.attach_linker(*offset, file, anchor)?;
         }
+        self.programs.set_anchor(anchor);
         Ok(())
+    }
+
+    /// The thread that the probes were bound to has ended: binds them to another.
+    ///
+    /// The old ones stay until the end. They are dead, and removing them takes longer than is good here.
+    fn rebind(&mut self) {
+        let began = Instant::now();
+        let Some(anchor) = self.process.choose_anchor() else {
+            return;
+        };
+        let result = self.attach_probes(anchor);
+        let ended = "the thread that the probes were bound to ended";
+        self.add_note(match result {
+            Ok(()) => format!(
+                "{ended} after {:.1} s; nothing was recorded for some {} ms, until they were bound to another",
+                self.elapsed().as_secs_f64(),
+                began.elapsed().as_millis() + 1
+            ),
+            Err(error) => format!("{ended}, and they could not be bound to another: nothing was recorded since ({error})"),
+        });
+        log::warn!(
+            "{}",
+            self.coverage.not_covered.last().map_or(ended, String::as_str)
+        );
     }
 }
 

@@ -194,7 +194,7 @@ impl MappingReader {
             });
         let opened = match known {
             Some(file) => Ok(Arc::clone(file)),
-            None => open_mapped_file(process.pid(), mapping.begin, mapping.end).map(Arc::new),
+            None => open_mapped_file(process.anchor(), mapping.begin, mapping.end).map(Arc::new),
         };
         match opened {
             Ok(file) => {
@@ -207,8 +207,8 @@ impl MappingReader {
 }
 
 /// Opens the file behind a mapping through the kernel's own link to it, whatever its path means in which view.
-fn open_mapped_file(pid: u32, begin: u64, end: u64) -> io::Result<File> {
-    let link = format!("/proc/{pid}/map_files/{begin:x}-{end:x}");
+fn open_mapped_file(thread: u32, begin: u64, end: u64) -> io::Result<File> {
+    let link = format!("/proc/{thread}/map_files/{begin:x}-{end:x}");
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)

@@ -2,8 +2,10 @@
 
 use std::{
     io,
+    num::NonZeroU32,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use procfs::{ProcError, process::MemoryMap};
@@ -30,6 +32,8 @@ pub struct ProcessInfo {
 pub struct Process {
     info: ProcessInfo,
     pidfd: OwnedFd,
+    /// A thread that lives: when the first one has ended, its files in /proc are empty although others go on.
+    anchor: AtomicU32,
 }
 
 impl Process {
@@ -77,6 +81,7 @@ impl Process {
                 executable,
             },
             pidfd,
+            anchor: AtomicU32::new(pid),
         })
     }
 
@@ -101,16 +106,37 @@ impl Process {
         matches!(poll(&mut watched, Some(&Timespec::default())), Ok(count) if count > 0)
     }
 
+    /// A thread of the process that lives, as far as is known.
+    pub fn anchor(&self) -> u32 {
+        self.anchor.load(Ordering::Relaxed)
+    }
+
+    /// Chooses another living thread, if there is one, for when [`Process::anchor`] has ended.
+    pub fn choose_anchor(&self) -> Option<NonZeroU32> {
+        let pid = i32::try_from(self.info.pid).ok()?;
+        let tasks = procfs::process::Process::new(pid).ok()?.tasks().ok()?;
+        let living = tasks.flatten().find(|task| {
+            let state = task.stat().map(|stat| stat.state);
+            matches!(state, Ok(state) if !matches!(state, 'Z' | 'X')) && task.tid as u32 != self.anchor()
+        })?;
+        let thread = NonZeroU32::new(living.tid as u32)?;
+        self.anchor.store(thread.get(), Ordering::Relaxed);
+        Some(thread)
+    }
+
     /// `/proc/PID/maps`.
     ///
     /// # Errors
     /// When the process is gone or may not be read.
     pub fn memory_maps(&self) -> Result<Vec<MemoryMap>, TargetError> {
         let pid = self.info.pid;
-        let raw = i32::try_from(pid).map_err(|_| TargetError::NoSuchProcess { pid })?;
+        let raw = i32::try_from(self.anchor()).map_err(|_| TargetError::NoSuchProcess { pid })?;
         let proc = procfs::process::Process::new(raw).map_err(|e| lost(pid, e))?;
-        let maps = proc.maps().map_err(|e| lost(pid, e))?;
-        Ok(maps.into_iter().collect())
+        let maps = proc.maps().map_err(|e| lost(pid, e))?.0;
+        if maps.is_empty() {
+            return Err(TargetError::Ended { pid });
+        }
+        Ok(maps)
     }
 
     /// Fills `buffer` from the target's memory at this virtual address, without stopping it.
@@ -128,7 +154,7 @@ impl Process {
             iov_len: wanted,
         };
         // SAFETY: `local` describes `buffer`, which the kernel fills; `remote` is only checked against the target.
-        let read = unsafe { libc::process_vm_readv(self.info.pid as i32, &local, 1, &remote, 1, 0) };
+        let read = unsafe { libc::process_vm_readv(self.anchor() as i32, &local, 1, &remote, 1, 0) };
         match usize::try_from(read) {
             Ok(read) if read == wanted => Ok(()),
             Ok(read) => Err(io::Error::other(format!(
