@@ -60,6 +60,8 @@ pub struct Site {
     pub function: AllocFunction,
     /// The symbol that names it in this image, without a version.
     pub symbol: String,
+    /// Other symbols of the same code.
+    pub aliases: Vec<String>,
     /// Where every register of [`AllocFunction::arguments`] still holds its argument. Except for `free`, the
     /// stack pointer points at the return address.
     pub entry: ProbePoint,
@@ -75,7 +77,7 @@ pub struct Site {
 pub struct Plan {
     /// In the order of [`AllocFunction::ALL`], then by address.
     pub sites: Vec<Site>,
-    /// What was left alone and why, and what else a person should know; one sentence each.
+    /// What was left alone and why; one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -99,7 +101,7 @@ pub fn plan<'d, R: ReadRef<'d>>(image: R, live: &dyn CodeReader) -> Result<Plan,
         plan.notes.push(format!("{name} is not probed: {refusal}"));
     }
     for definition in definitions.found.values() {
-        match plan_site(&image, definition, live, &mut plan.notes) {
+        match plan_site(&image, definition, live) {
             Ok(site) => plan.sites.push(site),
             Err(refusal) => plan
                 .notes
@@ -115,7 +117,6 @@ fn plan_site<'d, R: ReadRef<'d>>(
     image: &Image<'d, R>,
     definition: &Definition,
     live: &dyn CodeReader,
-    notes: &mut Vec<String>,
 ) -> Result<Site, Refusal> {
     let function = definition.function;
     let bounds = image.bounds(definition.address, definition.size)?;
@@ -132,24 +133,31 @@ fn plan_site<'d, R: ReadRef<'d>>(
         emulated: choice.emulated,
     };
     let symbol = display_name(definition);
-    for offset in breakpoints {
-        notes.push(format!(
-            "{symbol}+{offset} already carries a breakpoint, such as another tracer's uprobe"
-        ));
-    }
     let unconfirmed = if bounds.confirmed {
         ""
     } else {
         " (bounds from the symbol table alone)"
     };
-    let why = format!(
+    let mut why = format!(
         "{symbol}+{} `{}`: {}{unconfirmed}",
         choice.offset, entry.instruction, choice.reason
     );
+    for offset in breakpoints {
+        why.push_str(&format!(
+            "; +{offset} already carries a breakpoint, such as another tracer's uprobe"
+        ));
+    }
+    let aliases = definition
+        .symbols
+        .iter()
+        .filter(|name| **name != symbol)
+        .cloned()
+        .collect();
     let returns = (!function.is_free()).then(|| entry.clone());
     Ok(Site {
         function,
         symbol,
+        aliases,
         entry,
         returns,
         why,

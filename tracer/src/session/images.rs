@@ -1,6 +1,6 @@
 //! What the files behind new mappings hold: unwind tables, allocators, the dynamic linker.
 
-use std::{fs::File, io, sync::Arc};
+use std::{fs::File, io, iter, sync::Arc};
 
 use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache};
 
@@ -108,7 +108,12 @@ impl Images {
         let mut coverage = Coverage::default();
         for image in &mut self.images {
             if !image.plan.sites.is_empty() {
-                let names: Vec<_> = image.plan.sites.iter().map(|site| site.symbol.as_str()).collect();
+                let names = image
+                    .plan
+                    .sites
+                    .iter()
+                    .flat_map(|site| iter::once(&site.symbol).chain(&site.aliases));
+                let names: Vec<_> = names.map(String::as_str).collect();
                 coverage
                     .allocators
                     .push(format!("{}: {}", image.name, names.join(", ")));
