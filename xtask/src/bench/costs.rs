@@ -84,36 +84,28 @@ fn idle(memtrace: &Path, program: &Program) -> Result<()> {
     let (command, _) = trace(memtrace, target.pid())?;
     let tracer = Tracer::attach(command, target.pid(), Ready::Announced)?;
     sleep(SETTLE);
-    let before = cpu_ticks(tracer.pid())?;
+    let before = cpu_time(tracer.pid())?;
     sleep(IDLE);
-    let ticks = cpu_ticks(tracer.pid())? - before;
-    // SAFETY: sysconf only reads a constant of the kernel.
-    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    let cpu = cpu_time(tracer.pid())?.saturating_sub(before);
     println!(
-        "idle for {} s: {} ms CPU, {} KiB resident, {} KiB of eBPF maps",
+        "idle for {} s: {:.1} ms CPU, {} KiB resident, {} KiB of eBPF maps",
         IDLE.as_secs(),
-        ticks * 1000 / u64::try_from(per_second).unwrap_or(100),
+        cpu.as_secs_f64() * 1000.0,
         resident(tracer.pid())?,
         map_memory(tracer.pid())? / 1024,
     );
     tracer.end()
 }
 
-/// User and system time so far (clock ticks; fields 14 and 15 of `/proc/PID/stat`).
-fn cpu_ticks(pid: u32) -> Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The command name, field 2, is in parentheses and may hold spaces.
-    let rest = stat
-        .rsplit_once(") ")
-        .context("/proc/PID/stat has no command name")?
-        .1;
-    let fields: Vec<&str> = rest.split(' ').collect();
-    match fields[..] {
-        [_, _, _, _, _, _, _, _, _, _, _, user, system, ..] => {
-            Ok(user.parse::<u64>()? + system.parse::<u64>()?)
-        }
-        _ => bail!("/proc/PID/stat is too short"),
+/// CPU time so far, of all threads (first field of `/proc/PID/task/TID/schedstat`).
+fn cpu_time(pid: u32) -> Result<Duration> {
+    let mut nanoseconds = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let schedstat = fs::read_to_string(thread?.path().join("schedstat"))?;
+        let on_cpu = schedstat.split(' ').next().context("schedstat is empty")?;
+        nanoseconds += on_cpu.parse::<u64>()?;
     }
+    Ok(Duration::from_nanos(nanoseconds))
 }
 
 /// Resident memory (KiB).
