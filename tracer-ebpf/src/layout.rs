@@ -189,6 +189,12 @@ pub enum Notice {
     AnchorEnded = 3,
 }
 
+/// What the cookie of a probe inside `malloc` says.
+pub mod inner {
+    /// The bits that hold the distance from the stack pointer to the slot of the return address (bytes).
+    pub const SLOT: u64 = 0xffff;
+}
+
 /// Where user space puts a program in the array that tail calls go through.
 pub mod tail {
     /// Walks on.

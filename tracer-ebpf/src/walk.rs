@@ -100,8 +100,10 @@ pub struct Walk {
     pub repeatable: u8,
     /// 1 if `pc` is a return address.
     is_return: u8,
+    /// 1 if the innermost frame is not to be stored.
+    skip: u8,
     /// Padding.
-    _pad: u32,
+    _pad: [u8; 3],
     /// What it found, innermost first, packed by [`frame::pack`].
     pub frames: [u64; MAX_FRAMES],
     /// The values of the slots that decided where the walk went.
@@ -142,16 +144,18 @@ impl Walk {
             needs_fp: 0,
             repeatable: 0,
             is_return: 0,
-            _pad: 0,
+            skip: 0,
+            _pad: [0; 3],
             frames: [0; MAX_FRAMES],
             check_values: [0; MAX_CHECKS],
             check_offsets: [0; MAX_CHECKS],
         }
     }
 
-    /// Starts anew. `pc` is a return address if `is_return`, else the address of an instruction not yet executed.
+    /// Starts anew. `pc` is a return address if `is_return`, else the address of an instruction not yet executed;
+    /// with `skip`, the frames begin with the caller of this code.
     #[inline(always)]
-    pub fn begin(&mut self, pc: u64, sp: u64, fp: u64, is_return: bool) {
+    pub fn begin(&mut self, pc: u64, sp: u64, fp: u64, is_return: bool, skip: bool) {
         self.start_pc = pc;
         self.start_sp = sp;
         self.start_fp = fp;
@@ -168,6 +172,7 @@ impl Walk {
         self.needs_fp = 0;
         self.repeatable = 1;
         self.is_return = is_return as u8;
+        self.skip = skip as u8;
     }
 
     /// Whether the noted slots still hold the noted values; `read` gets a slot's offset from `start_sp` in bytes.
@@ -211,6 +216,10 @@ impl Walk {
 
     #[inline(always)]
     fn push_frame(&mut self, mapping: u16) {
+        if self.skip != 0 {
+            self.skip = 0;
+            return;
+        }
         let packed = frame::pack(mapping, self.pc, self.is_return != 0);
         self.frames[masked::<MAX_FRAMES>(self.frames_len as usize)] = packed;
         self.frames_len += 1;

@@ -54,6 +54,10 @@ pub struct Thread {
     pub address: u64,
     /// Its size (bytes).
     pub size: u64,
+    /// The slot of the return address of a `malloc` that passed its inner size site, and has no result so far.
+    pub inner_slot: u64,
+    /// The size that it was asked for (bytes).
+    pub inner_size: u64,
 }
 
 /// The stack as it was when a walk was compared.

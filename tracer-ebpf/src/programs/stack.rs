@@ -1,10 +1,11 @@
 //! From registers to a stack's index: recognized from an earlier walk, or walked and interned.
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
+    EbpfContext,
+    bindings::{BPF_NOEXIST, pt_regs},
     helpers::{bpf_probe_read_user, generated::bpf_probe_read_user as probe_read_user},
     macros::uprobe,
-    programs::{ProbeContext, RetProbeContext},
+    programs::ProbeContext,
 };
 use memtrace_ebpf::{
     bound::masked,
@@ -75,12 +76,26 @@ impl Tables for ProcessTables {
     }
 }
 
-/// Finds the stack of a call that is about to return, then books the block that `thread` holds.
+/// Where a walk begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// At the return of the allocator: the registers are its caller's.
+    Caller,
+    /// Inside the allocator, whose own frame is not part of the stack.
+    Inside,
+}
+
+/// Finds the stack of a call, then books the block that `thread` holds.
 #[inline(always)]
-pub fn find_and_book(ctx: &RetProbeContext, control: &Control, ids: (u32, u32), thread: &mut Thread) {
+pub fn find_and_book<C: EbpfContext>(
+    ctx: &C,
+    regs: &pt_regs,
+    from: From,
+    control: &Control,
+    ids: (u32, u32),
+    thread: &mut Thread,
+) {
     let (space, tid) = ids;
-    // SAFETY: the kernel passes valid registers.
-    let regs = unsafe { &*ctx.regs };
     let (pc, sp, fp) = (regs.rip, regs.rsp, regs.rbp);
     let Some((index, walk)) = lock(pc, sp, tid) else {
         count(Counter::WalksBusy, 1);
@@ -99,7 +114,7 @@ pub fn find_and_book(ctx: &RetProbeContext, control: &Control, ids: (u32, u32), 
         walk.locked = 0;
         return heap::book(space, thread.address, thread.size, stack);
     }
-    walk.begin(pc, sp, fp, true);
+    walk.begin(pc, sp, fp, from == From::Caller, from == From::Inside);
     walk.thread = tid;
     walk.generation = control.generation;
     thread.walk = index;

@@ -10,7 +10,10 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{MapData, ProgramArray, RingBuf},
-    programs::{RawTracePoint, UProbe, uprobe::UProbeScope},
+    programs::{
+        RawTracePoint, UProbe,
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
+    },
 };
 use memtrace_ebpf::{
     layout::{Block, BlockKey, Control, Notice, Stack, tail},
@@ -23,7 +26,7 @@ use super::{
     books::Books,
     tables::{TableRoom, Tables},
 };
-use crate::probe::{AllocFunction, Site};
+use crate::probe::{AllocFunction, InnerRole, Site};
 
 /// The programs, as `build.rs` compiled them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-programs"));
@@ -161,19 +164,40 @@ impl Programs {
         anchor: NonZeroU32,
         floor: bool,
     ) -> Result<(), KernelError> {
+        if !site.inner.is_empty() {
+            return self.attach_inner(site, file, anchor, floor);
+        }
         let entry = if floor {
             "floor"
         } else {
             entry_program(site.function)
         };
-        self.attach(entry, site.entry.file_offset, file, anchor)?;
+        self.attach(entry, site.entry.file_offset, None, file, anchor)?;
         match &site.returns {
             Some(point) => {
                 let leave = if floor { "floor_return" } else { "leave" };
-                self.attach(leave, point.file_offset, file, anchor)
+                self.attach(leave, point.file_offset, None, file, anchor)
             }
             None => Ok(()),
         }
+    }
+
+    /// Results first: a size that nothing follows is harmless, a result without its size is lost.
+    fn attach_inner(
+        &mut self,
+        site: &Site,
+        file: &File,
+        anchor: NonZeroU32,
+        floor: bool,
+    ) -> Result<(), KernelError> {
+        for role in [InnerRole::Result, InnerRole::Size, InnerRole::Done] {
+            for inner in site.inner.iter().filter(|inner| inner.role == role) {
+                let name = if floor { "floor" } else { inner_program(role) };
+                let cookie = Some(u64::from(inner.slot));
+                self.attach(name, inner.point.file_offset, cookie, file, anchor)?;
+            }
+        }
+        Ok(())
     }
 
     /// Attaches the program that notices when the dynamic linker changed the mappings.
@@ -186,7 +210,7 @@ impl Programs {
         file: &File,
         anchor: NonZeroU32,
     ) -> Result<(), KernelError> {
-        self.attach("linker_changed", file_offset, file, anchor)
+        self.attach("linker_changed", file_offset, None, file, anchor)
     }
 
     /// Starts or stops recording, for all probes at once.
@@ -253,6 +277,7 @@ impl Programs {
         &mut self,
         name: &'static str,
         file_offset: u64,
+        cookie: Option<u64>,
         file: &File,
         anchor: NonZeroU32,
     ) -> Result<(), KernelError> {
@@ -266,9 +291,13 @@ impl Programs {
         if program.fd().is_err() {
             program.load().map_err(refused)?;
         }
+        let point = UProbeAttachPoint {
+            location: UProbeAttachLocation::AbsoluteOffset(file_offset),
+            cookie,
+        };
         let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
         program
-            .attach(file_offset, path, UProbeScope::OneProcess(anchor))
+            .attach(point, path, UProbeScope::OneProcess(anchor))
             .map_err(refused)?;
         Ok(())
     }
@@ -283,6 +312,14 @@ fn entry_program(function: AllocFunction) -> &'static str {
         AllocFunction::Free => "enter_free",
         AllocFunction::PosixMemalign => "enter_posix_memalign",
         AllocFunction::AlignedAlloc | AllocFunction::Memalign => "enter_memalign",
+    }
+}
+
+fn inner_program(role: InnerRole) -> &'static str {
+    match role {
+        InnerRole::Done => "inner_done",
+        InnerRole::Size => "inner_size",
+        InnerRole::Result => "inner_result",
     }
 }
 

@@ -21,6 +21,7 @@ mod error;
 mod frames;
 mod function;
 mod image;
+mod inner;
 mod kernel_rules;
 mod prefix;
 mod reentry;
@@ -31,6 +32,7 @@ mod tests;
 
 pub use error::PlanError;
 pub use function::{AllocFunction, ArgumentRegister};
+pub use inner::InnerRole;
 pub use verify::CodeReader;
 
 use error::Refusal;
@@ -68,8 +70,21 @@ pub struct Site {
     /// Where the return probe is registered: the stack pointer points at the return address. The same
     /// instruction as `entry`, so that one trap serves both; `None` for `free`.
     pub returns: Option<ProbePoint>,
+    /// Sites inside the function that replace both `entry` and `returns`; empty unless the build is known.
+    pub inner: Vec<InnerPoint>,
     /// One sentence for `--verbose`.
     pub why: String,
+}
+
+/// A site inside a function.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct InnerPoint {
+    /// What is known there.
+    pub role: InnerRole,
+    /// Bytes from the stack pointer up to the slot of the return address.
+    pub slot: u16,
+    /// The instruction.
+    pub point: ProbePoint,
 }
 
 /// All probe sites of an image.
@@ -133,6 +148,11 @@ fn plan_site<'d, R: ReadRef<'d>>(
         emulated: choice.emulated,
     };
     let symbol = display_name(definition);
+    let inner = if function == AllocFunction::Malloc {
+        inner_points(image, code)
+    } else {
+        Vec::new()
+    };
     let unconfirmed = if bounds.confirmed {
         ""
     } else {
@@ -147,6 +167,10 @@ fn plan_site<'d, R: ReadRef<'d>>(
             "; +{offset} already carries a breakpoint, such as another tracer's uprobe"
         ));
     }
+    if let Some(names) = inner_names(&inner) {
+        why =
+            format!("{symbol}{names}: a known build, the block is at hand inside and needs no return probe");
+    }
     let aliases = definition
         .symbols
         .iter()
@@ -160,8 +184,50 @@ fn plan_site<'d, R: ReadRef<'d>>(
         aliases,
         entry,
         returns,
+        inner,
         why,
     })
+}
+
+/// The inner sites of a known build, if the kernel emulates each of them.
+fn inner_points<'d, R: ReadRef<'d>>(image: &Image<'d, R>, code: code::Code<'_>) -> Vec<InnerPoint> {
+    let Some((sites, slot)) = inner::find(code) else {
+        return Vec::new();
+    };
+    let points = sites.iter().map(|site| {
+        let vaddr = code.address + u64::from(site.offset);
+        let instruction = code
+            .instructions()
+            .find(|instruction| instruction.ip() == vaddr)?;
+        let handling = kernel_rules::handling(
+            &instruction,
+            code.encoding(&instruction),
+            u64::from(site.offset),
+            image.allows_shadow_stack(),
+        );
+        let point = ProbePoint {
+            file_offset: image.file_offset(vaddr)?,
+            vaddr,
+            function_offset: site.offset,
+            instruction: code::disassemble(&instruction),
+            emulated: matches!(handling, kernel_rules::Handling::Emulated),
+        };
+        point.emulated.then_some(InnerPoint {
+            role: site.role,
+            slot,
+            point,
+        })
+    });
+    points.collect::<Option<_>>().unwrap_or_default()
+}
+
+/// The offsets of the inner sites, for a person.
+fn inner_names(inner: &[InnerPoint]) -> Option<String> {
+    let offsets: Vec<_> = inner
+        .iter()
+        .map(|inner| format!("+{:#x}", inner.point.function_offset))
+        .collect();
+    (!offsets.is_empty()).then(|| offsets.join(", "))
 }
 
 /// The function's own name where the image has it, else the alias that it has.

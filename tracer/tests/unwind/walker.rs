@@ -161,7 +161,7 @@ pub struct Walked {
 /// Walks the whole stack of the stopped thread.
 pub fn walk(debuggee: &Debuggee, tables: &NativeTables, registers: Registers) -> Walked {
     let mut walk = Box::new(Walk::new());
-    walk.begin(registers.pc, registers.sp, registers.fp, false);
+    walk.begin(registers.pc, registers.sp, registers.fp, false, false);
     let mut reason = EndReason::Running;
     while reason == EndReason::Running {
         reason = walk.step(&Target(debuggee), tables);
