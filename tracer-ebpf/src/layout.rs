@@ -145,10 +145,12 @@ pub enum Counter {
     WalksDone = 12,
     /// `posix_memalign` succeeded, but its result could not be read.
     UnreadableResults = 13,
+    /// Blocks booked while libraries came or went, before user space had read which.
+    StaleMappings = 14,
 }
 
 /// How many counters there are.
-pub const COUNTERS: usize = 14;
+pub const COUNTERS: usize = 15;
 
 const _: () = assert!(size_of::<BlockKey>() == 16);
 const _: () = assert!(size_of::<Block>() == 16);
@@ -162,6 +164,12 @@ pub struct Control {
     pub next_stack: u64,
     /// Index of the next free frame; past the end when the table is full.
     pub next_frame: u64,
+    /// How many stacks fit.
+    pub stacks: u64,
+    /// How many frames fit.
+    pub frames: u64,
+    /// Where return probes return to (virtual address); 0 while it is not known.
+    pub trampoline: u64,
     /// 1 while calls are recorded. 0 before every probe is in place, after an exec, and from the last snapshot on.
     pub enabled: u32,
     /// The process that is traced (thread group id in the initial PID namespace).
@@ -172,8 +180,8 @@ pub struct Control {
     pub refresh_asked: u32,
     /// The thread that the probes are bound to: the kernel removes them when it ends, see [`Notice::AnchorEnded`].
     pub anchor: u32,
-    /// Padding.
-    pub _pad: u32,
+    /// 1 from when the dynamic linker changed the mappings until user space begins to read them.
+    pub stale: u32,
 }
 
 /// What a program tells user space through the ring buffer.

@@ -11,7 +11,9 @@ fn main() -> ExitCode {
     match session::run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("memtrace: {error}");
+            use std::io::Write as _;
+            // Whether or not anybody reads it, the exit code says it, too.
+            let _nobody_listens = writeln!(std::io::stderr(), "memtrace: {error}");
             ExitCode::from(error.exit_code())
         }
     }

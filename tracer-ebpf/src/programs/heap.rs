@@ -322,18 +322,22 @@ fn thread_state(tid: u32) -> Option<&'static mut Thread> {
 /// Forgets calls that cannot return any more, because a longjmp or an exception left them; tells where the call that
 /// begins will return to.
 ///
-/// A call is still under way if the stack is below it. The slot of its return address then holds the return
-/// probe's trampoline; a call that begins at the very same slot is either the tail call of the one under way, which
-/// finds the trampoline there, or a new one, which finds a return address.
+/// A call is still under way if the stack is below it and the slot of its return address holds the return probe's
+/// trampoline. A call that begins at the very same slot is either the tail call of the one under way, which finds the
+/// trampoline there, or a new one, which finds a return address.
 #[inline(always)]
 fn drop_abandoned(thread: &mut Thread, sp: u64, found: u64) -> u64 {
+    let trampoline = maps::CONTROL.get(0).map_or(0, |control| control.trampoline);
     for _ in 0..MAX_NESTED {
         let depth = thread.depth as usize;
         if depth == 0 {
             break;
         }
         let call = &thread.calls[masked::<MAX_NESTED>(depth - 1)];
-        if call.sp > sp {
+        // SAFETY: the helper checks the address.
+        if call.sp > sp
+            && (trampoline == 0 || unsafe { bpf_probe_read_user(call.sp as *const u64) } == Ok(trampoline))
+        {
             break;
         }
         if call.sp == sp && found != call.return_address {
@@ -443,6 +447,9 @@ pub fn book(space: u32, address: u64, size: u64, stack: u32) {
             count(Counter::BlocksFullBytes, size);
             return;
         }
+    }
+    if maps::CONTROL.get(0).is_some_and(|control| control.stale != 0) {
+        count(Counter::StaleMappings, 1);
     }
     if let Some(stack) = maps::STACKS.get_ptr_mut(stack) {
         // SAFETY: the pointers are to words of a map's element.

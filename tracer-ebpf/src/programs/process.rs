@@ -13,9 +13,18 @@ use super::{current, maps, recording};
 #[uprobe]
 fn linker_changed(ctx: ProbeContext) -> u32 {
     let (process, _) = current();
-    if recording(&ctx, process).is_some() {
-        notify(Notice::MappingsChanged);
+    if recording(&ctx, process).is_none() {
+        return 0;
     }
+    if let Some(control) = maps::CONTROL.get_ptr_mut(0) {
+        // SAFETY: the pointers are to words of a map's element. Two linkers at once may raise the generation by one
+        // only, which is enough.
+        unsafe {
+            (*control).stale = 1;
+            (*control).generation = (*control).generation.wrapping_add(1);
+        }
+    }
+    notify(Notice::MappingsChanged);
     0
 }
 

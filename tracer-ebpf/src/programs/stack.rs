@@ -243,6 +243,10 @@ fn store(walk: &Walk, reason: EndReason) -> Option<u32> {
     let count = walk.frames_len;
     // SAFETY: the pointers are to words of a map's element.
     let (id, start) = unsafe {
+        // Positions stop near the end of the tables, so that they never come round to used elements.
+        if (*control).next_stack > (*control).stacks || (*control).next_frame > (*control).frames {
+            return None;
+        }
         (
             atomic::fetch_add(&raw mut (*control).next_stack, 1) as u32,
             atomic::fetch_add(&raw mut (*control).next_frame, count as u64) as u32,

@@ -2,9 +2,10 @@
 
 use std::{
     fs::File,
+    mem::offset_of,
     num::NonZeroU32,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use aya::{
@@ -102,6 +103,8 @@ impl Programs {
                 next_stack: 1,
                 process,
                 anchor: process,
+                stacks: u64::from(limits.stacks),
+                frames: u64::from(limits.frames),
                 ..Control::default()
             },
         );
@@ -215,32 +218,52 @@ impl Programs {
 
     /// Starts or stops recording, for all probes at once.
     pub fn record(&self, on: bool) {
-        let control = self.control.pointer(0);
-        // SAFETY: the pointer is to a word of the mapped control block, which programs only ever set to 0.
-        let enabled = unsafe { AtomicU32::from_ptr(&raw mut (*control).enabled) };
-        enabled.store(u32::from(on), Ordering::SeqCst);
+        self.control_word(offset_of!(Control, enabled))
+            .store(u32::from(on), Ordering::SeqCst);
     }
 
     /// Tells the programs which thread the probes are bound to.
     pub fn set_anchor(&self, thread: NonZeroU32) {
-        let control = self.control.pointer(0);
-        // SAFETY: the pointer is to a word of the mapped control block, which programs only read.
-        let anchor = unsafe { AtomicU32::from_ptr(&raw mut (*control).anchor) };
-        anchor.store(thread.get(), Ordering::SeqCst);
+        self.control_word(offset_of!(Control, anchor))
+            .store(thread.get(), Ordering::SeqCst);
     }
 
-    /// Makes the programs distrust earlier walks, and accept their next wish to read the mappings again.
-    pub fn mappings_refreshed(&self) {
+    /// Tells the programs where return probes return to (virtual address).
+    pub fn set_trampoline(&self, address: u64) {
         let control = self.control.pointer(0);
-        // SAFETY: the pointers are to words of the mapped control block.
-        let (generation, asked) = unsafe {
-            (
-                AtomicU32::from_ptr(&raw mut (*control).generation),
-                AtomicU32::from_ptr(&raw mut (*control).refresh_asked),
-            )
-        };
-        generation.fetch_add(1, Ordering::SeqCst);
-        asked.store(0, Ordering::SeqCst);
+        // SAFETY: the pointer is to a word of the mapped control block, which programs only read.
+        let trampoline = unsafe { AtomicU64::from_ptr(&raw mut (*control).trampoline) };
+        trampoline.store(address, Ordering::SeqCst);
+    }
+
+    /// To be called before the mappings are read: what changes from then on will be told anew.
+    pub fn mappings_wanted(&self) {
+        self.control_word(offset_of!(Control, stale))
+            .store(0, Ordering::SeqCst);
+    }
+
+    /// Makes the programs distrust earlier walks.
+    pub fn mappings_changed(&self) {
+        self.control_word(offset_of!(Control, generation))
+            .fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Lets the programs ask again for the mappings to be read.
+    pub fn accept_wishes(&self) {
+        self.control_word(offset_of!(Control, refresh_asked))
+            .store(0, Ordering::SeqCst);
+    }
+
+    /// The 32-bit word of the control block at this offset (bytes).
+    fn control_word(&self, offset: usize) -> &AtomicU32 {
+        let word = self
+            .control
+            .pointer(0)
+            .cast::<u8>()
+            .wrapping_add(offset)
+            .cast::<u32>();
+        // SAFETY: the offset is that of an aligned word of the control block, which lives as long as `self`.
+        unsafe { AtomicU32::from_ptr(word) }
     }
 
     /// How many stacks there are (the one without frames included).

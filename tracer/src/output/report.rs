@@ -118,7 +118,8 @@ impl<W: Write> Report<'_, W> {
         writeln!(
             self.out,
             "{}\n",
-            self.style.dim("Memory allocated before that is not counted.")
+            self.style
+                .dim("Memory allocated before memtrace attached is not counted.")
         )
     }
 
@@ -155,7 +156,7 @@ impl<W: Write> Report<'_, W> {
             self.style.bold(amount(live, live_objects))
         )?;
         if self.snapshot.losses.blocks_full + self.snapshot.losses.threads_full > 0 {
-            let more = "Not every block could be recorded: the real numbers are higher (see the last line).";
+            let more = "Not every block could be recorded: the real numbers are higher (see \"Lost\" below).";
             writeln!(
                 self.out,
                 "\n{}",
@@ -172,13 +173,15 @@ impl<W: Write> Report<'_, W> {
 
     /// What became of an amount lately, in at least `width` columns: tells a plateau from a leak.
     fn change(&self, change: i64, live: u64, width: usize) -> String {
-        let text = match change {
-            0 => "steady".to_owned(),
-            _ => text::change(change),
+        // A change by less than 1% may be noise, and with a full table nothing can be seen to grow.
+        let noise = change.unsigned_abs() <= live / 100;
+        let text = match (self.snapshot.losses.blocks_full, noise) {
+            (1.., _) => "unknown".to_owned(),
+            (0, true) => "steady".to_owned(),
+            (0, false) => text::change(change),
         };
         let text = format!("{text:>width$}");
-        // Growth by less than 1% may be noise.
-        if change > 0 && change.unsigned_abs() > live / 100 {
+        if change > 0 && !noise {
             self.style.warn(text)
         } else {
             text
@@ -215,7 +218,7 @@ impl<W: Write> Report<'_, W> {
             }
         };
         if let Some(recent) = self.recent() {
-            heading.push_str(&format!(", and its change in the last {recent}"));
+            heading.push_str(&format!(", and their change in the last {recent}"));
         }
         heading.push(':');
         writeln!(self.out, "{}", wrap(&heading, self.style.width, "  "))

@@ -117,7 +117,7 @@ mod tests {
         let plain = of(&code(0x10, 0x20, 0));
         assert_eq!(plain, of(&code(0x77, 0x20, 0)), "where another function is");
         assert_eq!(plain, of(&code(0x10, 0x66, 0)), "where data is");
-        assert_ne!(plain, of(&code(0x10, 0x20, 0xf0)), "a jump inside");
+        assert_ne!(plain, of(&code(0x10, 0x20, 0xf2)), "a jump inside");
         let mut other = code(0x10, 0x20, 0);
         other[6] = 0x89;
         assert_ne!(plain, of(&other), "another instruction");

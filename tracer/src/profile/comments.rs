@@ -38,13 +38,13 @@ pub(super) fn of(snapshot: &Snapshot) -> Vec<String> {
         coverage
             .allocators
             .iter()
-            .map(|allocator| format!("covered: {allocator}")),
+            .map(|allocator| format!("covered: {}", printable(allocator))),
     );
     lines.extend(
         coverage
             .not_covered
             .iter()
-            .map(|what| format!("not covered: {what}")),
+            .map(|what| format!("not covered: {}", printable(what))),
     );
     if snapshot.failed_calls > 0 {
         lines.push(format!(
@@ -102,6 +102,7 @@ pub(crate) fn counted(losses: &Losses) -> Vec<Counted> {
         unmatched_returns,
         nested_too_deep,
         unreadable_results,
+        stale_mappings,
         truncated: _,
     } = losses;
     let counted = |count: &u64, what, in_short, is_loss| Counted {
@@ -153,10 +154,15 @@ pub(crate) fn counted(losses: &Losses) -> Vec<Counted> {
             "results of posix_memalign that could not be read",
             "results of posix_memalign not readable",
         ),
+        lost(
+            stale_mappings,
+            "blocks booked while libraries were loaded or unloaded: their stacks may name the wrong library",
+            "blocks whose stack may name the wrong library (loaded or unloaded then)",
+        ),
         seen(
             unmatched_frees,
-            "frees of blocks that are not in the books: older than the tracing, or of an untraced call",
-            "frees of older blocks",
+            "frees of blocks that are not in the books: older than the tracing, not recorded, or kept by the allocator",
+            "frees of blocks not in the books",
         ),
         seen(
             unmatched_returns,

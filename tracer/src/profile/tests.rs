@@ -326,6 +326,7 @@ fn comments_say_what_was_covered_and_what_was_lost() {
         unmatched_returns: 8,
         nested_too_deep: 9,
         unreadable_results: 10,
+        stale_mappings: 0,
         truncated: vec![(EndReason::TooDeep, 11)],
     };
     let profile = heap(&snapshot, &mut Symbolizer::new());

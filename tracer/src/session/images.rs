@@ -2,7 +2,7 @@
 
 use std::{fs::File, io, iter, sync::Arc};
 
-use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache};
+use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache, ReadRef as _};
 
 use crate::{
     kernel::TableRoom,
@@ -14,6 +14,9 @@ use crate::{
 
 /// What the dynamic linker calls after each change (glibc `elf/dl-debug.c`, musl `ldso/dynlink.c`), for debuggers.
 const LINKER_HOOK: &[u8] = b"_dl_debug_state";
+
+/// Functions of allocators that do not go through their malloc: operator new of C++, and jemalloc's interface.
+const OWN_INTERFACE: &[&[u8]] = &[b"_Znwm", b"mallocx"];
 
 /// One file or image that is newly mapped.
 struct Image {
@@ -123,26 +126,7 @@ impl Images {
                 .not_covered
                 .extend(notes.map(|note| format!("{}: {note}", image.name)));
         }
-        if coverage.allocators.is_empty() {
-            coverage.not_covered.insert(
-                0,
-                "heap not visible: no mapped file defines malloc and free by name (a static, stripped or \
-                 allocator-free program)"
-                    .into(),
-            );
-        }
         coverage
-    }
-
-    /// Allocators that were mapped after tracing began, in words.
-    pub fn late_allocators(&self) -> impl Iterator<Item = String> {
-        let late = self.images.iter().filter(|image| !image.plan.sites.is_empty());
-        late.map(|image| {
-            format!(
-                "{}: loaded after tracing began, its allocator is not probed",
-                image.name
-            )
-        })
     }
 }
 
@@ -170,6 +154,10 @@ impl Image {
 
     fn read_file(&mut self, process: &Process, mapping: &Mapping, file: &File) {
         let cache = ReadCache::new(file);
+        if !is_elf(&cache) {
+            // Code that a program made itself, in a file that only it knows.
+            return;
+        }
         self.table = usable(UnwindTable::from_elf(&cache));
         match probe::plan(
             &cache,
@@ -178,7 +166,15 @@ impl Image {
                 bias: mapping.bias,
             },
         ) {
-            Ok(plan) => self.plan = plan,
+            Ok(plan) => {
+                self.plan = plan;
+                if !self.plan.sites.is_empty() && defines(&cache, OWN_INTERFACE) {
+                    self.plan.notes.push(
+                        "its own operator new or mallocx is not probed: what they allocate is not seen"
+                            .into(),
+                    );
+                }
+            }
             Err(error) => log::info!("{}: no probes: {error}", self.name),
         }
         self.linker_hook = linker_hook(&cache);
@@ -191,6 +187,20 @@ fn usable(table: Result<UnwindTable, UnwindError>) -> Result<Option<UnwindTable>
         Err(UnwindError::NoEhFrame) => Ok(None),
         Err(error) => Err(error.to_string()),
     }
+}
+
+fn is_elf(cache: &ReadCache<&File>) -> bool {
+    cache.read_bytes_at(0, 4) == Ok(&object::elf::ELFMAG)
+}
+
+/// Whether the file defines one of these symbols.
+fn defines(cache: &ReadCache<&File>, names: &[&[u8]]) -> bool {
+    let Ok(elf) = object::File::parse(cache) else {
+        return false;
+    };
+    let mut symbols = elf.dynamic_symbols().chain(elf.symbols());
+    symbols
+        .any(|symbol| symbol.is_definition() && symbol.name_bytes().is_ok_and(|name| names.contains(&name)))
 }
 
 /// The file offset of the dynamic linker's hook, if this is the dynamic linker.

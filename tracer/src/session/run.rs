@@ -3,8 +3,9 @@
 use std::{
     io::{self, Write as _},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use aya_log::EbpfLogger;
@@ -63,7 +64,7 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
     let mut signals = Signals::listen()?;
     let process = Arc::new(Process::open(arguments.pid)?);
     let path = arguments.output.clone();
-    let path = path.unwrap_or_else(|| OutputDir::default_path(process.info(), std::time::SystemTime::now()));
+    let path = path.unwrap_or_else(|| unused(OutputDir::default_path(process.info(), SystemTime::now())));
     let directory = OutputDir::create(path)?;
     let settings = Settings {
         max_live: arguments.max_live,
@@ -89,6 +90,13 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
     run.finish(end)
 }
 
+/// This path, or one with a number behind it: two runs in one second do not share a directory.
+fn unused(path: PathBuf) -> PathBuf {
+    let numbered = (2_u32..).map(|number| PathBuf::from(format!("{}-{number}", path.display())));
+    let mut candidates = std::iter::once(path.clone()).chain(numbered);
+    candidates.find(|candidate| !candidate.exists()).unwrap_or(path)
+}
+
 /// One run with everything it holds.
 struct Run<'a> {
     arguments: &'a Arguments,
@@ -107,17 +115,17 @@ impl Run<'_> {
         } else {
             coverage.allocators.join("; ")
         };
-        eprintln!(
-            "memtrace: tracing {} ({}): {}",
+        say(&format!(
+            "tracing {} ({}): {}",
             info.pid,
             printable(&info.name),
             printable(&covered)
-        );
+        ));
         if self.arguments.quiet {
             return;
         }
         for note in &coverage.not_covered {
-            eprintln!("memtrace: not covered: {}", printable(note));
+            say(&format!("not covered: {}", printable(note)));
         }
     }
 
@@ -140,6 +148,9 @@ impl Run<'_> {
                 () = sleep_until(end) => break End::TimeUp,
                 _ = process_end.readable() => break End::TargetEnded,
                 () = sleep_until(start + self.tracer.next_observation()) => self.tracer.observe(),
+                () = sleep_until(self.tracer.wishes_from().map_or(start + FOREVER, Instant::from_std)) => {
+                    self.tracer.accept_wishes();
+                }
                 () = sleep_until(next_status) => {
                     line.update(&self.status(&mut trend));
                     next_status += STATUS_PERIOD;
@@ -177,7 +188,7 @@ impl Run<'_> {
         let snapshot = self.tracer.snapshot();
         let profile = profile::heap(&snapshot, &mut self.symbolizer);
         match self.directory.write_numbered("heap", &profile) {
-            Ok(path) => eprintln!("memtrace: snapshot written to {}", path.display()),
+            Ok(path) => say(&format!("snapshot written to {}", path.display())),
             Err(error) => log::error!("{error}"),
         }
     }
@@ -215,7 +226,7 @@ impl Run<'_> {
             }
         };
         if !self.arguments.quiet {
-            eprintln!("memtrace: {text}");
+            say(&text);
         }
     }
 }
@@ -233,12 +244,19 @@ fn write_results(
         written?;
         return Ok(());
     }
+    // From here on a second Ctrl-C may end memtrace: the reader of the report may never come.
+    super::signals::obey_no_more();
     print_report(arguments, snapshot, symbolizer)?;
     let path = written?;
     print_lines(&format!(
         "Profile: {path}\nOpen it: go tool pprof -http=: {path}\n",
         path = path.display()
     ))
+}
+
+/// Tells the person who watches; that nobody does must not cost the profile.
+fn say(text: &str) {
+    let _nobody_listens = writeln!(io::stderr().lock(), "memtrace: {text}");
 }
 
 fn print_report(

@@ -51,3 +51,11 @@ impl Signals {
         }
     }
 }
+
+/// Gives SIGINT and SIGTERM their usual meaning back: to end the process.
+pub fn obey_no_more() {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: the default action needs no handler.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}

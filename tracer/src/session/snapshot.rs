@@ -96,6 +96,7 @@ fn losses(books: &Books, stacks: &[RawStack]) -> Losses {
         unmatched_returns: books.counter(Counter::UnmatchedReturns),
         nested_too_deep: books.counter(Counter::NestedTooDeep),
         unreadable_results: books.counter(Counter::UnreadableResults),
+        stale_mappings: books.counter(Counter::StaleMappings),
         truncated: truncated(stacks),
     }
 }

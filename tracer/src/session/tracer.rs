@@ -35,6 +35,13 @@ const SPARE_PAGES: u32 = 32 << 10;
 /// Address ranges that all mappings together can take.
 const PREFIXES: u32 = 64 << 10;
 
+/// How long a wish to read the mappings has to wait after one that found nothing new.
+const WISH_PERIOD: Duration = Duration::from_secs(1);
+
+/// What a profile says that cannot show anything.
+const HEAP_NOT_VISIBLE: &str = "heap not visible: no mapped file defines malloc and free by name (a static, stripped \
+     or allocator-free program, or one that was only starting)";
+
 /// How to trace.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -53,6 +60,8 @@ pub struct Tracer {
     coverage: Coverage,
     probes: Probes,
     floor: bool,
+    wishes_from: Option<Instant>,
+    knows_trampoline: bool,
     history: History,
     started: SystemTime,
     clock: Instant,
@@ -82,6 +91,8 @@ impl Tracer {
             tables: HashMap::new(),
             probes: images.probes(),
             floor: settings.floor,
+            wishes_from: None,
+            knows_trampoline: false,
             coverage: images.take_coverage(),
             history: History::default(),
             started: SystemTime::now(),
@@ -89,6 +100,9 @@ impl Tracer {
         };
         tracer.add_mappings(&change, &images);
         tracer.programs.attach_process_events()?;
+        if tracer.coverage.allocators.is_empty() {
+            tracer.coverage.not_covered.insert(0, HEAP_NOT_VISIBLE.to_owned());
+        }
         for (site, _) in &tracer.probes.sites {
             log::info!("{}: {}", site.symbol, site.why);
         }
@@ -148,13 +162,16 @@ impl Tracer {
 
     /// Says in the profile that something is not covered.
     pub fn add_note(&mut self, note: String) {
-        self.coverage.not_covered.push(note);
+        if !self.coverage.not_covered.contains(&note) {
+            self.coverage.not_covered.push(note);
+        }
     }
 
     /// Keeps a reading for later comparison, if one is due.
     pub fn observe(&mut self) {
         let elapsed = self.elapsed();
         if self.history.is_due(elapsed) {
+            self.find_trampoline();
             let count = self.programs.stack_count();
             self.history
                 .keep(elapsed, snapshot::live_bytes(self.programs.books(), count));
@@ -190,18 +207,84 @@ impl Tracer {
         }
     }
 
+    /// Reads the mappings again.
+    ///
+    /// A walk that ends nowhere asks for this, too. When there was nothing new, the next wish has to wait: code that
+    /// cannot be unwound must not keep memtrace busy.
     fn refresh(&mut self) {
+        self.programs.mappings_wanted();
         match self.reader.refresh(&self.process) {
+            Ok(change) if change.is_empty() => self.wishes_from = Some(Instant::now() + WISH_PERIOD),
             Ok(change) => {
-                let images = Images::read(&self.process, &change.added);
+                let unknown = change
+                    .added
+                    .iter()
+                    .filter(|mapping| !self.tables.contains_key(&mapping.file_id));
+                let images = Images::read(&self.process, &unknown.cloned().collect::<Vec<_>>());
                 self.add_mappings(&change, &images);
-                for note in images.late_allocators() {
-                    self.add_note(note);
-                }
+                self.attach_late(images);
+                self.programs.mappings_changed();
+                self.programs.accept_wishes();
             }
             Err(error) => log::debug!("the mappings were not read again: {error}"),
         }
-        self.programs.mappings_refreshed();
+    }
+
+    /// Attaches to allocators that came after tracing began, such as the C library of a program that was only starting.
+    fn attach_late(&mut self, mut images: Images) {
+        let late = images.probes();
+        let coverage = images.take_coverage();
+        for note in coverage.not_covered {
+            self.add_note(note);
+        }
+        let (Some(anchor), false) = (
+            NonZeroU32::new(self.process.anchor()),
+            coverage.allocators.is_empty(),
+        ) else {
+            return;
+        };
+        let first = self.probes.sites.len();
+        self.probes.sites.extend(late.sites);
+        let attached = self.probes.sites[first..].iter().try_for_each(|(site, file)| {
+            log::info!("{}: {}", site.symbol, site.why);
+            self.programs.attach_site(site, file, anchor, self.floor)
+        });
+        match attached {
+            Ok(()) => {
+                let from = format!("from {:.1} s on", self.elapsed().as_secs_f64());
+                let allocators = coverage
+                    .allocators
+                    .iter()
+                    .map(|allocator| format!("{allocator} ({from})"));
+                self.coverage.allocators.extend(allocators);
+                self.coverage.not_covered.retain(|note| note != HEAP_NOT_VISIBLE);
+            }
+            Err(error) => self.add_note(format!(
+                "an allocator that was loaded later is not probed: {error}"
+            )),
+        }
+    }
+
+    /// When programs may ask for the mappings again, if they may not now.
+    pub fn wishes_from(&self) -> Option<Instant> {
+        self.wishes_from
+    }
+
+    /// Lets programs ask for the mappings again.
+    pub fn accept_wishes(&mut self) {
+        self.wishes_from = None;
+        self.programs.accept_wishes();
+    }
+
+    /// Finds where return probes return to, which is known only some time after the first.
+    fn find_trampoline(&mut self) {
+        if self.knows_trampoline {
+            return;
+        }
+        if let Ok(Some(address)) = self.process.trampoline() {
+            self.programs.set_trampoline(address);
+            self.knows_trampoline = true;
+        }
     }
 
     fn add_mappings(&mut self, change: &Change, images: &Images) {
@@ -239,9 +322,7 @@ impl Tracer {
             },
             Ok(None) => FileTable::FRAME_POINTERS,
             Err(reason) => {
-                self.coverage
-                    .not_covered
-                    .push(format!("stacks stop in {}: {reason}", mapping.file_name()));
+                self.add_note(format!("stacks stop in {}: {reason}", mapping.file_name()));
                 FileTable::NONE
             }
         };

@@ -53,6 +53,8 @@ pub struct Losses {
     pub nested_too_deep: u64,
     /// Results of `posix_memalign` that could not be read.
     pub unreadable_results: u64,
+    /// Blocks booked while libraries came or went: their stacks may name the wrong one.
+    pub stale_mappings: u64,
     /// Blocks whose stack is not complete, by reason; never [`EndReason::Complete`].
     pub truncated: Vec<(EndReason, u64)>,
 }

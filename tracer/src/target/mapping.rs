@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use object::{Object as _, ObjectSegment as _, ReadCache, ReadRef};
+use object::{Object as _, ObjectSegment as _, ReadCache, ReadRef, SegmentFlags};
 use procfs::process::{MMPermissions, MMapPath, MemoryMap};
 
 use super::{Process, TargetError};
@@ -84,6 +84,13 @@ pub struct Change {
     pub removed: Vec<Arc<Mapping>>,
     /// Mappings that could not be named any more, because 65,535 were seen before.
     pub unnamed: usize,
+}
+
+impl Change {
+    /// Whether nothing is different.
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty()
+    }
 }
 
 /// What makes two mappings the same one: a library that comes back to its old place keeps its id.
@@ -227,9 +234,12 @@ fn describe_image<'data>(mapping: &mut Mapping, data: impl ReadRef<'data>) {
     mapping.build_id = elf.build_id().ok().flatten().map(<[u8]>::to_vec);
     let segment = elf.segments().find(|segment| {
         let (offset, size) = segment.file_range();
-        // The kernel maps whole pages, so the mapping may begin before the segment's first byte.
+        // The kernel maps whole pages, so the mapping may begin before the segment's first byte, and lld lets
+        // segments share a page: only the one that is executable is this mapping's.
         let first = offset & !0xfff;
-        mapping.file_offset >= first && mapping.file_offset < offset.saturating_add(size)
+        is_executable(segment.flags())
+            && mapping.file_offset >= first
+            && mapping.file_offset < offset.saturating_add(size)
     });
     if let Some(segment) = segment {
         let (offset, _) = segment.file_range();
@@ -239,6 +249,10 @@ fn describe_image<'data>(mapping: &mut Mapping, data: impl ReadRef<'data>) {
             .wrapping_add(mapping.file_offset);
         mapping.bias = mapping.begin.wrapping_sub(address);
     }
+}
+
+fn is_executable(flags: SegmentFlags) -> bool {
+    matches!(flags, SegmentFlags::Elf { p_flags } if p_flags & object::elf::PF_X != 0)
 }
 
 /// Mappings that are not the target's code: the page of the old system calls, and the kernel's slots for probes.

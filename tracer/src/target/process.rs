@@ -8,7 +8,10 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use procfs::{ProcError, process::MemoryMap};
+use procfs::{
+    FromBufRead as _,
+    process::{MMapPath, MemoryMap, MemoryMaps, Status},
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, pidfd_open},
@@ -48,8 +51,7 @@ impl Process {
         }
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let raw = raw.ok_or(TargetError::NoSuchProcess { pid })?;
-        let proc = procfs::process::Process::new(raw.as_raw_nonzero().get()).map_err(|e| lost(pid, e))?;
-        let status = proc.status().map_err(|e| lost(pid, e))?;
+        let status = read_status(pid, pid)?;
         if status.tgid != raw.as_raw_nonzero().get() {
             return Err(TargetError::IsThread {
                 pid,
@@ -63,26 +65,36 @@ impl Process {
                 source: other.into(),
             },
         })?;
-        if status.state.starts_with('Z') {
-            return Err(TargetError::Ended { pid });
-        }
-        // Only kernel threads, and processes that have just ended, have no address space.
-        if status.vmsize.is_none() {
-            return Err(TargetError::KernelThread {
-                pid,
-                name: status.name,
-            });
-        }
-        let executable = proc.exe().map_err(|e| lost(pid, e))?;
-        Ok(Self {
+        let mut process = Self {
             info: ProcessInfo {
                 pid,
-                name: status.name,
-                executable,
+                name: status.name.clone(),
+                executable: PathBuf::new(),
             },
             pidfd,
             anchor: AtomicU32::new(pid),
-        })
+        };
+        process.find_memory(&status)?;
+        Ok(process)
+    }
+
+    /// Makes sure that there is an address space, and a living thread to reach it by.
+    fn find_memory(&mut self, status: &Status) -> Result<(), TargetError> {
+        let pid = self.info.pid;
+        // The first thread can end before the others.
+        if status.state.starts_with('Z') && self.choose_anchor().is_none() {
+            return Err(TargetError::Ended { pid });
+        }
+        // Only kernel threads, and processes that have just ended, have no address space.
+        if read_status(pid, self.anchor())?.vmsize.is_none() {
+            return Err(TargetError::KernelThread {
+                pid,
+                name: status.name.clone(),
+            });
+        }
+        let link = format!("/proc/{}/exe", self.anchor());
+        self.info.executable = std::fs::read_link(link).map_err(|error| lost(pid, error))?;
+        Ok(())
     }
 
     /// What is known of it.
@@ -130,13 +142,26 @@ impl Process {
     /// When the process is gone or may not be read.
     pub fn memory_maps(&self) -> Result<Vec<MemoryMap>, TargetError> {
         let pid = self.info.pid;
-        let raw = i32::try_from(self.anchor()).map_err(|_| TargetError::NoSuchProcess { pid })?;
-        let proc = procfs::process::Process::new(raw).map_err(|e| lost(pid, e))?;
-        let maps = proc.maps().map_err(|e| lost(pid, e))?.0;
+        let text = read_lossy(&format!("/proc/{}/maps", self.anchor())).map_err(|error| lost(pid, error))?;
+        let maps = MemoryMaps::from_buf_read(text.as_bytes());
+        let maps = maps.map_err(|error| lost(pid, io::Error::other(error)))?.0;
         if maps.is_empty() {
             return Err(TargetError::Ended { pid });
         }
         Ok(maps)
+    }
+
+    /// Where return probes return to (virtual address), if the kernel has made that page.
+    ///
+    /// # Errors
+    /// When the process is gone or may not be read.
+    pub fn trampoline(&self) -> Result<Option<u64>, TargetError> {
+        let maps = self.memory_maps()?;
+        let page = maps
+            .iter()
+            .find(|map| matches!(&map.pathname, MMapPath::Other(name) if name == "uprobes"));
+        // The trampoline is the first thing on it (`kernel/events/uprobes.c`, `__create_xol_area`).
+        Ok(page.map(|map| map.address.0))
     }
 
     /// Fills `buffer` from the target's memory at this virtual address, without stopping it.
@@ -165,18 +190,22 @@ impl Process {
     }
 }
 
-fn lost(pid: u32, error: ProcError) -> TargetError {
-    match error {
-        ProcError::NotFound(_) => TargetError::NoSuchProcess { pid },
-        ProcError::PermissionDenied(_) => TargetError::Unreadable {
-            pid,
-            source: io::ErrorKind::PermissionDenied.into(),
-        },
-        // Reading a file in /proc of a process that has just ended.
-        ProcError::Io(error, _) if error.raw_os_error() == Some(libc::ESRCH) => TargetError::Ended { pid },
-        other => TargetError::Unreadable {
-            pid,
-            source: io::Error::other(other),
-        },
+/// `/proc/THREAD/status`.
+fn read_status(pid: u32, thread: u32) -> Result<Status, TargetError> {
+    let text = read_lossy(&format!("/proc/{thread}/status")).map_err(|error| lost(pid, error))?;
+    Status::from_buf_read(text.as_bytes()).map_err(|error| lost(pid, io::Error::other(error)))
+}
+
+/// A file of /proc. Names of processes and files are bytes, not text: what is not UTF-8 is replaced.
+fn read_lossy(path: &str) -> io::Result<String> {
+    Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
+}
+
+fn lost(pid: u32, error: io::Error) -> TargetError {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => TargetError::NoSuchProcess { pid },
+        // Reading a file of a process that has just ended.
+        Some(libc::ESRCH) => TargetError::Ended { pid },
+        _ => TargetError::Unreadable { pid, source: error },
     }
 }
