@@ -139,18 +139,14 @@ pub enum Counter {
     NestedTooDeep = 9,
     /// Calls that failed: the allocator returned no memory.
     FailedCalls = 10,
-    /// Walks that were answered from the memory of an earlier one.
-    WalksRepeated = 11,
-    /// Walks done in full.
-    WalksDone = 12,
     /// `posix_memalign` succeeded, but its result could not be read.
-    UnreadableResults = 13,
+    UnreadableResults = 11,
     /// Blocks booked while libraries came or went, before user space had read which.
-    StaleMappings = 14,
+    StaleMappings = 12,
 }
 
 /// How many counters there are.
-pub const COUNTERS: usize = 15;
+pub const COUNTERS: usize = 13;
 
 const _: () = assert!(size_of::<BlockKey>() == 16);
 const _: () = assert!(size_of::<Block>() == 16);

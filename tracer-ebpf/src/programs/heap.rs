@@ -4,20 +4,21 @@
 //! free it: so the books never hold a block twice.
 
 use aya_ebpf::{
-    EbpfContext as _,
-    bindings::{BPF_ANY, BPF_NOEXIST, pt_regs},
-    helpers::{bpf_get_attach_cookie, bpf_ktime_get_ns, bpf_probe_read_user},
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::{bpf_ktime_get_ns, bpf_probe_read_user},
     macros::{uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
 use memtrace_ebpf::{
     bound::{masked, opaque},
-    layout::{Block, BlockKey, Counter, TICK_SHIFT, inner},
+    layout::{Block, BlockKey, Counter, TICK_SHIFT},
 };
 
 use super::{
-    atomic, count, current,
-    maps::{self, Call, MAX_NESTED, Thread},
+    atomic,
+    calls::{drop_abandoned, inside_allocator, pop, thread_state},
+    count, current,
+    maps::{self, Call, MAX_NESTED},
     recording, stack,
 };
 
@@ -148,68 +149,6 @@ fn leave(ctx: RetProbeContext) -> u32 {
     0
 }
 
-/// Inside `malloc`, where the block is in `rax` and the size in `rbx`.
-#[uprobe]
-fn inner_done(ctx: ProbeContext) -> u32 {
-    // SAFETY: the kernel passes valid registers.
-    let regs = unsafe { &*ctx.regs };
-    let (space, tid) = current();
-    let Some(control) = recording(&ctx, space) else {
-        return 0;
-    };
-    if let Some(thread) = outside_calls(tid, &ctx, regs) {
-        thread.address = regs.rax;
-        thread.size = regs.rbx;
-        stack::find_and_book(&ctx, regs, stack::From::Inside, control, (space, tid), thread);
-    }
-    0
-}
-
-/// Inside `malloc`, where the size is in `rbx` for the last time.
-#[uprobe]
-fn inner_size(ctx: ProbeContext) -> u32 {
-    // SAFETY: the kernel passes valid registers.
-    let regs = unsafe { &*ctx.regs };
-    let (space, tid) = current();
-    if recording(&ctx, space).is_none() {
-        return 0;
-    }
-    match thread_state(tid) {
-        Some(thread) => {
-            thread.inner_slot = inner_slot(&ctx, regs);
-            thread.inner_size = regs.rbx;
-        }
-        None => count(Counter::ThreadsFull, 1),
-    }
-    0
-}
-
-/// Inside `malloc`, where the block is in `rax`, or null if there is none so far.
-#[uprobe]
-fn inner_result(ctx: ProbeContext) -> u32 {
-    // SAFETY: the kernel passes valid registers.
-    let regs = unsafe { &*ctx.regs };
-    let (space, tid) = current();
-    let Some(control) = recording(&ctx, space) else {
-        return 0;
-    };
-    if regs.rax == 0 {
-        return 0;
-    }
-    let Some(thread) = outside_calls(tid, &ctx, regs) else {
-        return 0;
-    };
-    if thread.inner_slot != inner_slot(&ctx, regs) {
-        count(Counter::UnmatchedReturns, 1);
-        return 0;
-    }
-    thread.inner_slot = 0;
-    thread.address = regs.rax;
-    thread.size = thread.inner_size;
-    stack::find_and_book(&ctx, regs, stack::From::Inside, control, (space, tid), thread);
-    0
-}
-
 /// Does nothing: at memtrace's sites it shows what the probes alone cost.
 #[uprobe]
 fn floor(_ctx: ProbeContext) -> u32 {
@@ -277,97 +216,6 @@ fn enter(ctx: &ProbeContext, kind: Kind, size: u64, pointer: u64) -> u32 {
     0
 }
 
-/// The slot of the return address of the `malloc` that is probed inside (virtual address).
-#[inline(always)]
-fn inner_slot(ctx: &ProbeContext, regs: &pt_regs) -> u64 {
-    // SAFETY: the context is the one that the kernel passed to this program.
-    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    regs.rsp.wrapping_add(cookie & inner::SLOT)
-}
-
-/// The state of the current thread, if the `malloc` that is probed inside is not itself inside another call.
-#[inline(always)]
-fn outside_calls(tid: u32, ctx: &ProbeContext, regs: &pt_regs) -> Option<&'static mut Thread> {
-    let Some(thread) = thread_state(tid) else {
-        count(Counter::ThreadsFull, 1);
-        return None;
-    };
-    if thread.depth != 0 {
-        let slot = inner_slot(ctx, regs);
-        // SAFETY: the helper checks the address.
-        let found = unsafe { bpf_probe_read_user(slot as *const u64) }.unwrap_or(0);
-        drop_abandoned(thread, slot, found);
-        if thread.depth != 0 {
-            return None;
-        }
-    }
-    Some(thread)
-}
-
-/// The state of the current thread, made if it is new.
-#[inline(always)]
-fn thread_state(tid: u32) -> Option<&'static mut Thread> {
-    if let Some(thread) = maps::THREADS.get_ptr_mut(&tid) {
-        // SAFETY: the element is this thread's, and no other program runs for it meanwhile.
-        return Some(unsafe { &mut *thread });
-    }
-    let empty = maps::EMPTY_THREAD.get(0)?;
-    maps::THREADS.insert(&tid, empty, BPF_NOEXIST as u64).ok()?;
-    // SAFETY: as above.
-    maps::THREADS
-        .get_ptr_mut(&tid)
-        .map(|thread| unsafe { &mut *thread })
-}
-
-/// Forgets calls that cannot return any more, because a longjmp or an exception left them; tells where the call that
-/// begins will return to.
-///
-/// A call is still under way if the stack is below it and the slot of its return address holds the return probe's
-/// trampoline. A call that begins at the very same slot is either the tail call of the one under way, which finds the
-/// trampoline there, or a new one, which finds a return address.
-#[inline(always)]
-fn drop_abandoned(thread: &mut Thread, sp: u64, found: u64) -> u64 {
-    let trampoline = maps::CONTROL.get(0).map_or(0, |control| control.trampoline);
-    for _ in 0..MAX_NESTED {
-        let depth = thread.depth as usize;
-        if depth == 0 {
-            break;
-        }
-        let call = &thread.calls[masked::<MAX_NESTED>(depth - 1)];
-        // SAFETY: the helper checks the address.
-        if call.sp > sp
-            && (trampoline == 0 || unsafe { bpf_probe_read_user(call.sp as *const u64) } == Ok(trampoline))
-        {
-            break;
-        }
-        if call.sp == sp && found != call.return_address {
-            return call.return_address;
-        }
-        count(Counter::AbandonedCalls, 1);
-        thread.depth = depth as u32 - 1;
-    }
-    found
-}
-
-/// Ends the call that returns with this `sp`; true if it was the outermost.
-#[inline(always)]
-fn pop(thread: &mut Thread, sp: u64) -> bool {
-    let slot = sp.wrapping_sub(8);
-    for _ in 0..MAX_NESTED {
-        let depth = thread.depth as usize;
-        if depth == 0 {
-            break;
-        }
-        thread.depth = depth as u32 - 1;
-        if thread.calls[masked::<MAX_NESTED>(depth - 1)].sp == slot {
-            return depth == 1;
-        }
-        count(Counter::AbandonedCalls, 1);
-    }
-    count(Counter::UnmatchedReturns, 1);
-    false
-}
-
 /// What `posix_memalign` stored.
 #[inline(always)]
 fn read_result(pointer: u64) -> u64 {
@@ -397,16 +245,6 @@ fn settle_old(space: u32, call: &Call, address: u64) {
         book_free(&call.old);
         count(Counter::BlocksFull, 1);
         count(Counter::BlocksFullBytes, call.old.size);
-    }
-}
-
-/// Whether the current thread is in a call: what it frees there is the allocator's own.
-#[inline(always)]
-fn inside_allocator(tid: u32) -> bool {
-    match maps::THREADS.get_ptr(&tid) {
-        // SAFETY: the pointer is to a map's element.
-        Some(thread) => unsafe { (*thread).depth != 0 },
-        None => false,
     }
 }
 

@@ -109,7 +109,6 @@ pub fn find_and_book<C: EbpfContext>(
         && (walk.needs_fp == 0 || walk.start_fp == fp)
         && same_slots(walk, index)
     {
-        count(Counter::WalksRepeated, 1);
         let stack = walk.stack;
         walk.locked = 0;
         return heap::book(space, thread.address, thread.size, stack);
@@ -157,7 +156,6 @@ fn walk(ctx: ProbeContext) -> u32 {
 /// Gives the finished walk's stack an index and books the block.
 #[inline(always)]
 fn finish(space: u32, thread: &Thread, walk: &mut Walk, reason: EndReason) {
-    count(Counter::WalksDone, 1);
     if reason as u8 == EndReason::UnknownMapping as u8 {
         process::ask_refresh();
     }

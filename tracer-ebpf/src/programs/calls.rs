@@ -1,0 +1,83 @@
+//! The calls into the allocator that a thread is in, outermost first.
+
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_probe_read_user};
+use memtrace_ebpf::{bound::masked, layout::Counter};
+
+use super::{
+    count,
+    maps::{self, MAX_NESTED, Thread},
+};
+
+/// The state of the current thread, made if it is new.
+#[inline(always)]
+pub fn thread_state(tid: u32) -> Option<&'static mut Thread> {
+    if let Some(thread) = maps::THREADS.get_ptr_mut(&tid) {
+        // SAFETY: the element is this thread's, and no other program runs for it meanwhile.
+        return Some(unsafe { &mut *thread });
+    }
+    let empty = maps::EMPTY_THREAD.get(0)?;
+    maps::THREADS.insert(&tid, empty, BPF_NOEXIST as u64).ok()?;
+    // SAFETY: as above.
+    maps::THREADS
+        .get_ptr_mut(&tid)
+        .map(|thread| unsafe { &mut *thread })
+}
+
+/// Forgets calls that cannot return any more, because a longjmp or an exception left them; tells where the call that
+/// begins will return to.
+///
+/// A call is still under way if the stack is below it and the slot of its return address holds the return probe's
+/// trampoline. A call that begins at the very same slot is either the tail call of the one under way, which finds the
+/// trampoline there, or a new one, which finds a return address.
+#[inline(always)]
+pub fn drop_abandoned(thread: &mut Thread, sp: u64, found: u64) -> u64 {
+    let trampoline = maps::CONTROL.get(0).map_or(0, |control| control.trampoline);
+    for _ in 0..MAX_NESTED {
+        let depth = thread.depth as usize;
+        if depth == 0 {
+            break;
+        }
+        let call = &thread.calls[masked::<MAX_NESTED>(depth - 1)];
+        // SAFETY: the helper checks the address.
+        if call.sp > sp
+            && (trampoline == 0 || unsafe { bpf_probe_read_user(call.sp as *const u64) } == Ok(trampoline))
+        {
+            break;
+        }
+        if call.sp == sp && found != call.return_address {
+            return call.return_address;
+        }
+        count(Counter::AbandonedCalls, 1);
+        thread.depth = depth as u32 - 1;
+    }
+    found
+}
+
+/// Ends the call that returns with this `sp`; true if it was the outermost.
+#[inline(always)]
+pub fn pop(thread: &mut Thread, sp: u64) -> bool {
+    let slot = sp.wrapping_sub(8);
+    for _ in 0..MAX_NESTED {
+        let depth = thread.depth as usize;
+        if depth == 0 {
+            break;
+        }
+        thread.depth = depth as u32 - 1;
+        if thread.calls[masked::<MAX_NESTED>(depth - 1)].sp == slot {
+            return depth == 1;
+        }
+        count(Counter::AbandonedCalls, 1);
+    }
+    count(Counter::UnmatchedReturns, 1);
+    false
+}
+
+/// Whether the current thread is in a call: what it frees there is the allocator's own.
+#[inline(always)]
+pub fn inside_allocator(tid: u32) -> bool {
+    match maps::THREADS.get_ptr(&tid) {
+        // SAFETY: the pointer is to a map's element.
+        Some(thread) => unsafe { (*thread).depth != 0 },
+        None => false,
+    }
+}
