@@ -287,3 +287,55 @@ fn identity_of(entry: &MemoryMap) -> Identity {
         path_of(&entry.pathname),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use object::elf::{PF_R, PF_X};
+
+    use super::{Backing, Mapping, describe_image};
+
+    /// An ELF file (`Elf64_Ehdr`, `Elf64_Phdr` of the System V ABI) with these segments: flags, offset, address, size.
+    fn elf(segments: &[(u32, u64, u64, u64)]) -> Vec<u8> {
+        let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        file.extend([3_u16, 62].map(u16::to_le_bytes).as_flattened());
+        file.extend(1_u32.to_le_bytes());
+        file.extend([0_u64, 64, 0].map(u64::to_le_bytes).as_flattened());
+        file.extend(0_u32.to_le_bytes());
+        file.extend(
+            [64, 56, segments.len() as u16, 64, 0, 0]
+                .map(u16::to_le_bytes)
+                .as_flattened(),
+        );
+        for &(flags, offset, address, size) in segments {
+            file.extend([1, flags].map(u32::to_le_bytes).as_flattened());
+            file.extend(
+                [offset, address, address, size, size, 0x1000]
+                    .map(u64::to_le_bytes)
+                    .as_flattened(),
+            );
+        }
+        file
+    }
+
+    /// lld lets segments share a page of the file: that page is mapped once for each, at different addresses.
+    #[test]
+    fn the_load_bias_is_that_of_the_code() {
+        let image = elf(&[(PF_R, 0, 0, 0x1234), (PF_R | PF_X, 0x1240, 0x2240, 0x100)]);
+        let begin = 0x5555_0000_2000;
+        let mut mapping = Mapping {
+            id: 1,
+            begin,
+            end: begin + 0x1000,
+            file_offset: 0x1000,
+            bias: 0,
+            path: PathBuf::new(),
+            build_id: None,
+            file_id: (0, 0),
+            backing: Backing::Anonymous,
+        };
+        describe_image(&mut mapping, image.as_slice());
+        assert_eq!(mapping.bias, 0x5555_0000_0000);
+    }
+}
