@@ -108,7 +108,7 @@ impl Tables {
         })
     }
 
-    /// Makes a mapping known to walks.
+    /// Makes a mapping known to walks, or changes its table.
     ///
     /// # Errors
     /// When the kernel has no room for it.
@@ -137,7 +137,8 @@ impl Tables {
                 })?;
         }
         self.used.prefixes += keys.len() as u32;
-        self.prefixes.insert(mapping.id, keys);
+        let before = self.prefixes.insert(mapping.id, keys);
+        self.used.prefixes -= before.map_or(0, |keys| keys.len() as u32);
         Ok(())
     }
 

@@ -29,7 +29,7 @@ const STACKS: u32 = 64 << 10;
 /// Frames of all distinct stacks.
 const FRAMES: u32 = 1 << 20;
 /// Rows kept free for libraries that are loaded later.
-const SPARE_ROWS: u32 = 512 << 10;
+const SPARE_ROWS: u32 = 1536 << 10;
 /// Pages kept free for them.
 const SPARE_PAGES: u32 = 32 << 10;
 /// Address ranges that all mappings together can take.
