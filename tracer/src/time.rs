@@ -17,15 +17,8 @@ pub fn rfc3339(time: SystemTime) -> String {
 
 /// `20261122-173337`, for names of files.
 pub fn compact(time: SystemTime) -> String {
-    let Civil {
-        year,
-        month,
-        day,
-        hour,
-        minute,
-        second,
-    } = Civil::of(time);
-    format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}")
+    let digits = rfc3339(time).replace(['-', ':', 'Z'], "");
+    digits.replace('T', "-")
 }
 
 struct Civil {
