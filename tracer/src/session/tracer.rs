@@ -216,11 +216,10 @@ impl Tracer {
         match self.reader.refresh(&self.process) {
             Ok(change) if change.is_empty() => self.wishes_from = Some(Instant::now() + WISH_PERIOD),
             Ok(change) => {
-                let unknown = change
-                    .added
-                    .iter()
-                    .filter(|mapping| !self.tables.contains_key(&mapping.file_id));
-                let images = Images::read(&self.process, &unknown.cloned().collect::<Vec<_>>());
+                let is_new = |mapping: &&Arc<Mapping>| !self.tables.contains_key(&mapping.file_id);
+                let unknown: Vec<_> = change.added.iter().filter(is_new).cloned().collect();
+                self.name_mappings(&unknown);
+                let images = Images::read(&self.process, &unknown);
                 self.add_mappings(&change, &images);
                 self.attach_late(images);
                 self.programs.mappings_changed();
@@ -284,6 +283,14 @@ impl Tracer {
         if let Ok(Some(address)) = self.process.trampoline() {
             self.programs.set_trampoline(address);
             self.knows_trampoline = true;
+        }
+    }
+
+    /// Until its table is read, which takes a while for a large library, stacks end in a mapping by name.
+    fn name_mappings(&mut self, mappings: &[Arc<Mapping>]) {
+        for mapping in mappings {
+            // Should there be no room, it is told when the mapping is added with its table.
+            let _no_room = self.programs.tables().add_mapping(mapping, FileTable::NONE);
         }
     }
 
