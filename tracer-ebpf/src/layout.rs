@@ -17,7 +17,7 @@ pub const OVERFLOW_STACK: u32 = 0;
 pub struct BlockKey {
     /// Virtual address that the allocator returned.
     pub address: u64,
-    /// The address space: the process id of its first process, in the initial PID namespace.
+    /// The address space: a number that is never used twice in one run.
     pub space: u32,
     /// Padding, zero: it is part of the key.
     pub _pad: u32,
@@ -57,6 +57,11 @@ pub struct Stack {
     pub end: u8,
     /// 1 once the frames can be read.
     pub ready: u8,
+    /// The address space whose books these are; 0 for [`OVERFLOW_STACK`].
+    pub space: u32,
+    /// The stack that these blocks were allocated at by an ancestor, and inherited from by fork; 0 if they are the
+    /// process's own.
+    pub origin: u32,
 }
 
 /// Why a walk stopped. Only [`EndReason::Complete`] reached the outermost frame.
@@ -143,14 +148,22 @@ pub enum Counter {
     UnreadableResults = 11,
     /// Blocks booked while libraries came or went, before user space had read which.
     StaleMappings = 12,
+    /// Processes that are not followed because the table of processes was full.
+    ProcessesFull = 13,
+    /// Notices that user space did not get because it was too slow.
+    NoticesLost = 14,
+    /// Stacks of inherited blocks that the stack table had no room for.
+    NotInherited = 15,
 }
 
 /// How many counters there are.
-pub const COUNTERS: usize = 13;
+pub const COUNTERS: usize = 16;
+/// The address space that [`Counter::ProcessesFull`] and [`Counter::NoticesLost`] are counted for: none.
+pub const NO_SPACE: u32 = 0;
 
 const _: () = assert!(size_of::<BlockKey>() == 16);
 const _: () = assert!(size_of::<Block>() == 16);
-const _: () = assert!(size_of::<Stack>() == 48);
+const _: () = assert!(size_of::<Stack>() == 56);
 
 /// The switches that user space sets and the positions that the programs advance; the only element of its map.
 #[derive(Clone, Copy, Debug, Default)]
@@ -164,33 +177,119 @@ pub struct Control {
     pub stacks: u64,
     /// How many frames fit.
     pub frames: u64,
-    /// Where return probes return to (virtual address); 0 while it is not known.
-    pub trampoline: u64,
-    /// 1 while calls are recorded. 0 before every probe is in place, after an exec, and from the last snapshot on.
+    /// The number of the next address space.
+    pub next_space: u64,
+    /// 1 while calls are recorded. 0 before every probe is in place, and from the last snapshot on.
     pub enabled: u32,
-    /// The process that is traced (thread group id in the initial PID namespace).
-    pub process: u32,
+    /// 1 if the children of traced processes are traced, too, and what they execute.
+    pub follow: u32,
     /// Raised whenever mappings change: earlier walks are not to be trusted.
     pub generation: u32,
-    /// 1 from when a program asked to read the mappings again until user space did.
-    pub refresh_asked: u32,
-    /// The thread that the probes are bound to: the kernel removes them when it ends, see [`Notice::AnchorEnded`].
+    /// The thread that the probes are bound to: the kernel removes them when it ends, see [`NoticeKind::AnchorEnded`].
     pub anchor: u32,
-    /// 1 from when the dynamic linker changed the mappings until user space begins to read them.
+    /// Not 0 while any address space is in [`Wish::Stale`].
     pub stale: u32,
+    /// 1 while the process is stopped whenever its dynamic linker changed the mappings: memtrace started it, and
+    /// lets it go on.
+    pub hold: u32,
+}
+
+/// What is known of a process (by its thread group id in the initial PID namespace).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Member {
+    /// Its address space.
+    pub space: u32,
+    /// 1 if the address space is that of the process that made this one (`vfork`, `CLONE_VM`), until it executes a program.
+    pub borrowed: u32,
+}
+
+/// What user space knows of an address space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Space {
+    /// Where return probes return to (virtual address); 0 while it is not known.
+    pub trampoline: u64,
+    /// Names the set of executable mappings: that of the parent from a fork until something changes.
+    pub layout: u32,
+    /// Padding.
+    pub _pad: u32,
+}
+
+/// What the programs count for an address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Ledger {
+    /// By [`Counter`].
+    pub counters: [u64; COUNTERS],
+    /// The address space that it was forked from; 0 if none.
+    pub parent: u32,
+    /// When (ticks).
+    pub forked: u32,
+}
+
+/// What is asked of user space for an address space, until it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Wish {
+    /// The dynamic linker changed the mappings: what is booked until they are read may name the wrong library.
+    Stale = 1,
+    /// A stack led to an unknown mapping.
+    Refresh = 2,
+}
+
+/// The key of a [`Wish`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct WishKey {
+    /// The address space.
+    pub space: u32,
+    /// A [`Wish`].
+    pub wish: u32,
 }
 
 /// What a program tells user space through the ring buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Notice {
+    /// `CLOCK_BOOTTIME` (nanoseconds), as the start times in `/proc/PID/stat` are counted.
+    pub time: u64,
+    /// A [`NoticeKind`].
+    pub kind: u32,
+    /// Which process it is about (thread group id in the initial PID namespace).
+    pub process: u32,
+    /// Its address space.
+    pub space: u32,
+    /// [`NoticeKind::Forked`], [`NoticeKind::Executed`]: the address space that it was made from or had before.
+    pub earlier: u32,
+}
+
+/// What a [`Notice`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Notice {
+pub enum NoticeKind {
     /// The executable mappings changed, or a stack led to an unknown one.
     MappingsChanged = 1,
-    /// The process executed another program; nothing is recorded any more.
+    /// The process executed another program. Unless children are followed, it is not recorded any more.
     Executed = 2,
     /// The thread that the probes are bound to ended. The kernel compares address spaces by this thread's
     /// (`kernel/trace/trace_uprobe.c`, `__uprobe_perf_filter`), and has none to compare any more.
     AnchorEnded = 3,
+    /// A process that is followed made this one.
+    Forked = 4,
+    /// The first thread of a process ended, and likely the process.
+    Ended = 5,
+}
+
+impl NoticeKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [
+        Self::MappingsChanged,
+        Self::Executed,
+        Self::AnchorEnded,
+        Self::Forked,
+        Self::Ended,
+    ];
 }
 
 /// What the cookie of a probe inside `malloc` says.
@@ -199,12 +298,15 @@ pub mod inner {
     pub const SLOT: u64 = 0xffff;
 }
 
-/// Where user space puts a program in the array that tail calls go through.
+/// Where user space puts the programs in the arrays that tail calls go through: [`WALK`](tail::WALK) in that of the
+/// uprobes, [`INHERIT`](tail::INHERIT) in that of the tracepoints.
 pub mod tail {
     /// Walks on.
     pub const WALK: u32 = 0;
     /// Never filled: a call that goes nowhere.
     pub const NOWHERE: u32 = 1;
+    /// Copies the parent's books for its child.
+    pub const INHERIT: u32 = 0;
     /// How many places there are.
     pub const COUNT: u32 = 2;
 }

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::Parser;
 
@@ -9,6 +9,8 @@ const AFTER_HELP: &str = "\
 Examples:
   sudo memtrace --pid 1234                   until Ctrl-C or until the process ends
   sudo memtrace --pid 1234 --duration 30s    for 30 seconds
+  sudo memtrace -- ./server --port 80        a program from its first instruction on
+  sudo memtrace --children --pid 1234        it, its children and what they execute
   sudo kill -USR1 $(pidof memtrace)          a snapshot now; tracing goes on
   go tool pprof -http=: DIR/heap.pb.gz       look at the profile
 
@@ -22,8 +24,12 @@ Exit codes: 0 done, 1 run-time failure, 2 usage, 3 no privilege or kernel featur
 #[command(name = "memtrace", version, after_help = AFTER_HELP)]
 pub struct Arguments {
     /// The process to trace.
-    #[arg(long, short, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
-    pub pid: u32,
+    #[arg(long, short, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), required_unless_present = "command")]
+    pub pid: Option<u32>,
+
+    /// Trace the processes that it forks, too, and the programs that they execute; each gets a profile of its own.
+    #[arg(long, short)]
+    pub children: bool,
 
     /// Stop after this time: 30s, 5m, 2h, or 1m30s [default: until Ctrl-C or until the process ends].
     #[arg(long, short, value_name = "TIME", value_parser = parse_duration)]
@@ -48,6 +54,10 @@ pub struct Arguments {
     /// Print what is probed and why, and how much kernel memory is used.
     #[arg(long, short)]
     pub verbose: bool,
+
+    /// A program to start, traced from its first instruction on: memtrace -- CMD ARGS…
+    #[arg(last = true, value_name = "CMD", conflicts_with = "pid")]
+    pub command: Vec<OsString>,
 
     /// Attach programs that do nothing: what remains is the cost of the probes alone. For benchmarks.
     #[arg(long, hide = true)]

@@ -30,8 +30,15 @@ pub fn thread_state(tid: u32) -> Option<&'static mut Thread> {
 /// trampoline. A call that begins at the very same slot is either the tail call of the one under way, which finds the
 /// trampoline there, or a new one, which finds a return address.
 #[inline(always)]
-pub fn drop_abandoned(thread: &mut Thread, sp: u64, found: u64) -> u64 {
-    let trampoline = maps::CONTROL.get(0).map_or(0, |control| control.trampoline);
+pub fn drop_abandoned(thread: &mut Thread, space: u32, sp: u64, found: u64) -> u64 {
+    if thread.depth == 0 {
+        return found;
+    }
+    let trampoline = match maps::SPACES.get_ptr(&space) {
+        // SAFETY: the pointer is to a map's element.
+        Some(space) => unsafe { (*space).trampoline },
+        None => 0,
+    };
     for _ in 0..MAX_NESTED {
         let depth = thread.depth as usize;
         if depth == 0 {

@@ -17,9 +17,9 @@ use memtrace_ebpf::{
 use super::{
     atomic,
     calls::{drop_abandoned, inside_allocator, pop, thread_state},
-    count, current,
+    count, current, inherit,
     maps::{self, Call, MAX_NESTED},
-    recording, stack,
+    process, recording, stack,
 };
 
 /// [`Block::stack`] of a block that is not there.
@@ -93,9 +93,9 @@ fn enter_free(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
     let address = unsafe { (*ctx.regs).rdi };
     let (space, tid) = current();
-    if address == 0 || recording(&ctx, space).is_none() {
+    let Some(control) = recording(&ctx, space).filter(|_| address != 0) else {
         return 0;
-    }
+    };
     let key = BlockKey {
         address,
         space,
@@ -103,7 +103,7 @@ fn enter_free(ctx: ProbeContext) -> u32 {
     };
     if let Some(block) = take(&key) {
         book_free(&block);
-    } else if !inside_allocator(tid) {
+    } else if !inside_allocator(tid) && !(control.follow != 0 && inherit::free(space, address)) {
         count(Counter::UnmatchedFrees, 1);
     }
     0
@@ -176,9 +176,9 @@ fn product(count: u64, size: u64) -> u64 {
 #[inline(always)]
 fn enter(ctx: &ProbeContext, kind: Kind, size: u64, pointer: u64) -> u32 {
     let (space, tid) = current();
-    if recording(ctx, space).is_none() {
+    let Some(control) = recording(ctx, space) else {
         return 0;
-    }
+    };
     let Some(thread) = thread_state(tid) else {
         count(Counter::ThreadsFull, 1);
         return 0;
@@ -188,7 +188,7 @@ fn enter(ctx: &ProbeContext, kind: Kind, size: u64, pointer: u64) -> u32 {
         let sp = (*ctx.regs).rsp;
         (sp, bpf_probe_read_user(sp as *const u64).unwrap_or(0))
     };
-    let return_address = drop_abandoned(thread, sp, found);
+    let return_address = drop_abandoned(thread, space, sp, found);
     let depth = thread.depth as usize;
     if depth >= MAX_NESTED {
         count(Counter::NestedTooDeep, 1);
@@ -209,6 +209,8 @@ fn enter(ctx: &ProbeContext, kind: Kind, size: u64, pointer: u64) -> u32 {
         };
         match take(&key) {
             Some(old) => call.old = old,
+            // Should the call fail, which is rare, the inherited block is booked as freed all the same.
+            None if control.follow != 0 && inherit::free(space, pointer) => {}
             None => count(Counter::UnmatchedFrees, 1),
         }
     }
@@ -286,7 +288,7 @@ pub fn book(space: u32, address: u64, size: u64, stack: u32) {
             return;
         }
     }
-    if maps::CONTROL.get(0).is_some_and(|control| control.stale != 0) {
+    if maps::CONTROL.get(0).is_some_and(|control| control.stale != 0) && process::is_stale(space) {
         count(Counter::StaleMappings, 1);
     }
     if let Some(stack) = maps::STACKS.get_ptr_mut(stack) {
@@ -301,7 +303,7 @@ pub fn book(space: u32, address: u64, size: u64, stack: u32) {
 
 /// Books that a block is gone.
 #[inline(always)]
-fn book_free(block: &Block) {
+pub fn book_free(block: &Block) {
     if let Some(stack) = maps::STACKS.get_ptr_mut(block.stack) {
         // SAFETY: the pointers are to words of a map's element.
         unsafe {

@@ -25,7 +25,7 @@ fn inner_done(ctx: ProbeContext) -> u32 {
     let Some(control) = recording(&ctx, space) else {
         return 0;
     };
-    if let Some(thread) = outside_calls(tid, &ctx, regs) {
+    if let Some(thread) = outside_calls(space, tid, &ctx, regs) {
         thread.address = regs.rax;
         thread.size = regs.rbx;
         stack::find_and_book(&ctx, regs, stack::From::Inside, control, (space, tid), thread);
@@ -64,7 +64,7 @@ fn inner_result(ctx: ProbeContext) -> u32 {
     if regs.rax == 0 {
         return 0;
     }
-    let Some(thread) = outside_calls(tid, &ctx, regs) else {
+    let Some(thread) = outside_calls(space, tid, &ctx, regs) else {
         return 0;
     };
     if thread.inner_slot != inner_slot(&ctx, regs) {
@@ -88,7 +88,7 @@ fn inner_slot(ctx: &ProbeContext, regs: &pt_regs) -> u64 {
 
 /// The state of the current thread, if the `malloc` that is probed inside is not itself inside another call.
 #[inline(always)]
-fn outside_calls(tid: u32, ctx: &ProbeContext, regs: &pt_regs) -> Option<&'static mut Thread> {
+fn outside_calls(space: u32, tid: u32, ctx: &ProbeContext, regs: &pt_regs) -> Option<&'static mut Thread> {
     let Some(thread) = thread_state(tid) else {
         count(Counter::ThreadsFull, 1);
         return None;
@@ -97,7 +97,7 @@ fn outside_calls(tid: u32, ctx: &ProbeContext, regs: &pt_regs) -> Option<&'stati
         let slot = inner_slot(ctx, regs);
         // SAFETY: the helper checks the address.
         let found = unsafe { bpf_probe_read_user(slot as *const u64) }.unwrap_or(0);
-        drop_abandoned(thread, slot, found);
+        drop_abandoned(thread, space, slot, found);
         if thread.depth != 0 {
             return None;
         }

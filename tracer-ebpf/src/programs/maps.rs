@@ -5,7 +5,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, ProgramArray, RingBuf},
 };
 use memtrace_ebpf::{
-    layout::{Block, BlockKey, COUNTERS as COUNTER_COUNT, Control, Stack, tail},
+    layout::{Block, BlockKey, Control, Ledger, Member, Space, Stack, WishKey, tail},
     unwind::{Mapping, Page, Row},
     walk::Walk,
 };
@@ -58,6 +58,24 @@ pub struct Thread {
     pub inner_slot: u64,
     /// The size that it was asked for (bytes).
     pub inner_size: u64,
+    /// The address space of the walk under way.
+    pub space: u32,
+    /// Its set of mappings.
+    pub layout: u32,
+}
+
+/// The books of a forking process that are to be copied.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Fork {
+    /// Its address space.
+    pub parent: u32,
+    /// The child's.
+    pub child: u32,
+    /// The next stack to look at.
+    pub next: u32,
+    /// One past the last.
+    pub end: u32,
 }
 
 /// The stack as it was when a walk was compared.
@@ -66,11 +84,11 @@ pub struct StackCopy {
     pub words: [u64; COPY_WORDS],
 }
 
-/// The address space and an address in it, in the byte order that a trie compares.
+/// The set of mappings and an address, in the byte order that a trie compares.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct AddressKey {
-    pub space: u32,
+    pub layout: u32,
     pub high: u32,
     pub low: u32,
 }
@@ -78,11 +96,30 @@ pub struct AddressKey {
 #[map]
 pub static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE);
 #[map]
-pub static COUNTERS: Array<u64> = Array::with_max_entries(COUNTER_COUNT as u32, MMAPABLE);
-#[map]
 pub static TAILS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
 #[map]
-pub static NOTICES: RingBuf = RingBuf::with_byte_size(4096, 0);
+pub static FORK_TAILS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
+#[map]
+pub static NOTICES: RingBuf = RingBuf::with_byte_size(1 << 19, 0);
+
+/// The processes that are traced, by thread group id; at load.
+#[map]
+pub static PROCESSES: HashMap<u32, Member> = HashMap::with_max_entries(1, 0);
+/// Their address spaces; at load.
+#[map]
+pub static SPACES: HashMap<u32, Space> = HashMap::with_max_entries(1, 0);
+/// What is counted for each, and where it was forked from; at load.
+#[map]
+pub static LEDGERS: HashMap<u32, Ledger> = HashMap::with_max_entries(1, 0);
+/// What a new one starts from: too large for a program's stack.
+#[map]
+pub static EMPTY_LEDGER: Array<Ledger> = Array::with_max_entries(1, 0);
+/// Forks under way, by the thread that forks.
+#[map]
+pub static FORKS: HashMap<u32, Fork> = HashMap::with_max_entries(1024, 0);
+/// What is asked of user space; at load.
+#[map]
+pub static WISHES: HashMap<WishKey, u32> = HashMap::with_max_entries(1, 0);
 
 /// Live blocks; at load.
 #[map]

@@ -1,5 +1,5 @@
 //! The programs, by what they keep: `heap` the books, `calls` the calls that have not returned, `inner` the probes that
-//! need no return, `stack` the walk and the stacks, `process` the life of the target.
+//! need no return, `stack` the walk and the stacks, `process` the life of the targets, `inherit` what a fork copies.
 //!
 //! Two rules hold for every uprobe program. It can be preempted, so state that outlives a helper call is kept by
 //! thread, never by CPU. And it must contain a tail call or use less than 64 bytes of stack: since Linux 6.13 any
@@ -9,26 +9,38 @@
 mod atomic;
 mod calls;
 mod heap;
+mod inherit;
 mod inner;
 mod maps;
 mod process;
 mod stack;
 
 use aya_ebpf::{EbpfContext, helpers::bpf_get_current_pid_tgid};
-use memtrace_ebpf::layout::{Control, Counter, tail};
+use memtrace_ebpf::layout::{Control, Counter, NO_SPACE, tail};
 
 /// The calling thread: (thread group id, thread id), in the initial PID namespace.
 #[inline(always)]
-fn current() -> (u32, u32) {
+fn ids() -> (u32, u32) {
     let both = bpf_get_current_pid_tgid();
     ((both >> 32) as u32, both as u32)
 }
 
-/// The switches, if calls of the current process are to be recorded.
+/// The calling thread: (address space, thread id); [`NO_SPACE`] if its process is not traced.
 #[inline(always)]
-fn recording<C: EbpfContext>(ctx: &C, process: u32) -> Option<&'static Control> {
+fn current() -> (u32, u32) {
+    let (process, thread) = ids();
+    match maps::PROCESSES.get_ptr(&process) {
+        // SAFETY: the pointer is to a map's element.
+        Some(member) => (unsafe { (*member).space }, thread),
+        None => (NO_SPACE, thread),
+    }
+}
+
+/// The switches, if calls in this address space are to be recorded.
+#[inline(always)]
+fn recording<C: EbpfContext>(ctx: &C, space: u32) -> Option<&'static Control> {
     let control = maps::CONTROL.get(0)?;
-    if control.enabled == 0 || control.process != process {
+    if control.enabled == 0 || space == NO_SPACE {
         keep_off_private_stack(ctx);
         return None;
     }
@@ -42,11 +54,17 @@ fn keep_off_private_stack<C: EbpfContext>(ctx: &C) {
     unsafe { maps::TAILS.tail_call(ctx, tail::NOWHERE) };
 }
 
+/// Counts for the current process's address space.
 #[inline(always)]
 fn count(counter: Counter, by: u64) {
-    if let Some(value) = maps::COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: the pointer is to a map's element, which lives as long as the program.
-        unsafe { atomic::add(value, by) };
+    count_for(current().0, counter, by);
+}
+
+#[inline(always)]
+fn count_for(space: u32, counter: Counter, by: u64) {
+    if let Some(ledger) = maps::LEDGERS.get_ptr_mut(&space) {
+        // SAFETY: the pointer is to a word of a map's element.
+        unsafe { atomic::add(&raw mut (*ledger).counters[counter as usize], by) };
     }
 }
 

@@ -15,7 +15,7 @@ use memtrace_ebpf::{
 };
 
 use super::{
-    atomic, count, current, heap,
+    atomic, count, heap, ids,
     maps::{self, AddressKey, COPY_WORDS, Thread, WALK_COUNT},
     process,
 };
@@ -47,16 +47,16 @@ impl Memory for CurrentThread<'_> {
     }
 }
 
-/// The maps that hold the tables of the current process.
-struct ProcessTables {
-    space: u32,
+/// The maps that hold the tables of a set of mappings.
+struct LayoutTables {
+    layout: u32,
 }
 
-impl Tables for ProcessTables {
+impl Tables for LayoutTables {
     #[inline(always)]
     fn mapping(&self, address: u64) -> Option<Mapping> {
         let key = AddressKey {
-            space: self.space.to_be(),
+            layout: self.layout.to_be(),
             high: ((address >> 32) as u32).to_be(),
             low: (address as u32).to_be(),
         };
@@ -117,6 +117,8 @@ pub fn find_and_book<C: EbpfContext>(
     walk.thread = tid;
     walk.generation = control.generation;
     thread.walk = index;
+    thread.space = space;
+    thread.layout = layout_of(space);
     // SAFETY: the context is the one that the kernel passed to this program.
     unsafe { maps::TAILS.tail_call(ctx, tail::WALK) };
     finish(space, thread, walk, EndReason::OutOfSteps);
@@ -125,7 +127,7 @@ pub fn find_and_book<C: EbpfContext>(
 /// Walks a few frames, then calls itself or finishes.
 #[uprobe]
 fn walk(ctx: ProbeContext) -> u32 {
-    let (space, tid) = current();
+    let (_, tid) = ids();
     let Some(thread) = maps::THREADS.get_ptr_mut(&tid) else {
         return 0;
     };
@@ -136,7 +138,10 @@ fn walk(ctx: ProbeContext) -> u32 {
     };
     // SAFETY: this thread holds the walk's lock.
     let walk = unsafe { &mut *walk };
-    let tables = ProcessTables { space };
+    let space = thread.space;
+    let tables = LayoutTables {
+        layout: thread.layout,
+    };
     let mut reason = EndReason::Running;
     for _ in 0..STEPS {
         reason = walk.step(&CurrentThread { thread }, &tables);
@@ -157,9 +162,9 @@ fn walk(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 fn finish(space: u32, thread: &Thread, walk: &mut Walk, reason: EndReason) {
     if reason as u8 == EndReason::UnknownMapping as u8 {
-        process::ask_refresh();
+        process::ask_refresh(space);
     }
-    let stack = intern(walk, reason);
+    let stack = intern(space, walk, reason);
     walk.stack = stack;
     walk.locked = 0;
     heap::book(space, thread.address, thread.size, stack);
@@ -211,15 +216,31 @@ fn same_slots(walk: &Walk, index: u32) -> bool {
     })
 }
 
+/// The set of mappings of an address space; 0, which has none, if it is not known.
+#[inline(always)]
+fn layout_of(space: u32) -> u32 {
+    match maps::SPACES.get_ptr(&space) {
+        // SAFETY: the pointer is to a map's element.
+        Some(space) => unsafe { (*space).layout },
+        None => 0,
+    }
+}
+
+/// The key of a stack in [`maps::STACK_IDS`].
+#[inline(always)]
+pub fn stack_key(space: u32, frames: u64) -> u64 {
+    (frames ^ (space as u64).rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 /// The index of the stack that the walk found; [`OVERFLOW_STACK`] if the tables are full.
 #[inline(always)]
-fn intern(walk: &Walk, reason: EndReason) -> u32 {
-    let hash = (walk.hash ^ reason as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+fn intern(space: u32, walk: &Walk, reason: EndReason) -> u32 {
+    let hash = stack_key(space, walk.hash ^ reason as u64);
     if let Some(id) = maps::STACK_IDS.get_ptr(&hash) {
         // SAFETY: the pointer is to a map's element, which is never removed.
         return unsafe { *id };
     }
-    let Some(id) = store(walk, reason) else {
+    let Some(id) = store(space, walk, reason) else {
         count(Counter::StacksFull, 1);
         return OVERFLOW_STACK;
     };
@@ -236,7 +257,7 @@ fn intern(walk: &Walk, reason: EndReason) -> u32 {
 
 /// Stores the frames under a new index.
 #[inline(always)]
-fn store(walk: &Walk, reason: EndReason) -> Option<u32> {
+fn store(space: u32, walk: &Walk, reason: EndReason) -> Option<u32> {
     let control = maps::CONTROL.get_ptr_mut(0)?;
     let count = walk.frames_len;
     // SAFETY: the pointers are to words of a map's element.
@@ -264,6 +285,7 @@ fn store(walk: &Walk, reason: EndReason) -> Option<u32> {
         (*stack).frames_start = start;
         (*stack).frames_len = count as u16;
         (*stack).end = reason as u8;
+        (*stack).space = space;
         (*stack).ready = 1;
     }
     Some(id)

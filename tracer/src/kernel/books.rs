@@ -1,7 +1,12 @@
 //! Reading the books: counters, stacks and their frames, straight from the kernel's memory.
 
-use aya::Ebpf;
-use memtrace_ebpf::layout::{Counter, EndReason, OVERFLOW_STACK, Stack};
+use std::mem::offset_of;
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, MapData},
+};
+use memtrace_ebpf::layout::{COUNTERS, Counter, EndReason, Ledger, OVERFLOW_STACK, Stack};
 
 use super::{KernelError, array::MappedArray};
 
@@ -18,12 +23,23 @@ pub struct RawStack {
     pub end: EndReason,
 }
 
+/// What was counted for an address space.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters([u64; COUNTERS]);
+
+impl Counters {
+    /// The value of one.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize]
+    }
+}
+
 /// The kernel's books.
 #[derive(Debug)]
 pub struct Books {
     stacks: MappedArray<Stack>,
     frames: MappedArray<u64>,
-    counters: MappedArray<u64>,
+    ledgers: HashMap<MapData, u32, [u8; size_of::<Ledger>()]>,
 }
 
 impl Books {
@@ -31,7 +47,7 @@ impl Books {
         Ok(Self {
             stacks: MappedArray::take(ebpf, "STACKS")?,
             frames: MappedArray::take(ebpf, "FRAMES")?,
-            counters: MappedArray::take(ebpf, "COUNTERS")?,
+            ledgers: super::spaces::take(ebpf, "LEDGERS")?,
         })
     }
 
@@ -40,9 +56,32 @@ impl Books {
         self.stacks.len()
     }
 
-    /// The value of a counter.
-    pub fn counter(&self, counter: Counter) -> u64 {
-        self.counters.get(counter as usize).unwrap_or(0)
+    /// Begins to count for an address space.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn open(&mut self, space: u32) -> Result<(), KernelError> {
+        let opened = self.ledgers.insert(space, [0; size_of::<Ledger>()], 0);
+        opened.map_err(|source| KernelError::Map {
+            name: "LEDGERS",
+            source,
+        })
+    }
+
+    /// Forgets what was counted for an address space.
+    pub fn close(&mut self, space: u32) {
+        let _unknown = self.ledgers.remove(&space);
+    }
+
+    /// The values of the counters of an address space, by [`Counter`].
+    pub fn counters(&self, space: u32) -> Counters {
+        let mut counters = Counters::default();
+        let ledger = self.ledgers.get(&space, 0).unwrap_or([0; size_of::<Ledger>()]);
+        let bytes = ledger[offset_of!(Ledger, counters)..].as_chunks::<8>().0;
+        for (counter, bytes) in counters.0.iter_mut().zip(bytes) {
+            *counter = u64::from_ne_bytes(*bytes);
+        }
+        counters
     }
 
     /// The books of one stack, without its frames.
@@ -50,14 +89,15 @@ impl Books {
         self.stacks.get(id)
     }
 
-    /// The stacks among the first `count` on which anything was booked.
-    pub fn used_stacks(&self, count: usize) -> Vec<RawStack> {
-        (0..count).filter_map(|id| self.used_stack(id)).collect()
+    /// The stacks among the first `count` on which anything was booked for an address space. What has no stack belongs to
+    /// all.
+    pub fn used_stacks(&self, count: usize, space: u32) -> Vec<RawStack> {
+        (0..count).filter_map(|id| self.used_stack(id, space)).collect()
     }
 
-    fn used_stack(&self, id: usize) -> Option<RawStack> {
+    fn used_stack(&self, id: usize, space: u32) -> Option<RawStack> {
         let books = self.stacks.get(id)?;
-        if books.alloc_objects == 0 {
+        if books.alloc_objects == 0 || (books.space != space && id as u32 != OVERFLOW_STACK) {
             return None;
         }
         if id as u32 == OVERFLOW_STACK {

@@ -1,16 +1,22 @@
 //! The kernel's side: loads the programs, fills their tables, attaches them, reads their books.
 
 mod array;
+mod attach;
 mod books;
+mod perf;
 mod programs;
+mod spaces;
 mod tables;
+mod tracefs;
 
 use std::io;
 
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
-pub use books::{Books, RawStack};
-pub use programs::{Limits, Programs};
+pub use attach::Batch;
+pub use books::{Books, Counters, RawStack};
+pub use programs::{FIRST_SPACE, Limits, Programs};
+pub use spaces::Spaces;
 pub use tables::{FileTable, TableRoom};
 
 /// What the kernel refused.
@@ -29,6 +35,21 @@ pub enum KernelError {
         /// The kernel's answer.
         source: ProgramError,
     },
+    /// An event of the trace file system could not be used.
+    #[error(
+        "cannot {what} an event for the program `{name}`: {source}; following children needs tracefs and many descriptors"
+    )]
+    Event {
+        /// What was tried.
+        what: &'static str,
+        /// The program's name.
+        name: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Every thread of the process has ended.
+    #[error("the process has no thread left")]
+    NoThread,
     /// A map could not be used.
     #[error("the map `{name}` cannot be used: {source}")]
     Map {

@@ -2,30 +2,35 @@
 
 use std::{
     fs::File,
+    iter,
     mem::offset_of,
     num::NonZeroU32,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{MapData, ProgramArray, RingBuf},
-    programs::{
-        RawTracePoint, UProbe,
-        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
-    },
+    programs::{Program, ProgramError, ProgramFd, RawTracePoint, TracePoint, UProbe},
 };
 use memtrace_ebpf::{
-    layout::{Block, BlockKey, Control, Notice, Stack, tail},
+    layout::{Block, BlockKey, Control, NO_SPACE, Notice, NoticeKind, Stack, Wish, tail},
     unwind::Page,
 };
 
 use super::{
     KernelError,
     array::MappedArray,
+    attach::{Attacher, Batch, Point},
     books::Books,
+    perf::{self, Watched},
+    spaces::Spaces,
     tables::{TableRoom, Tables},
+    tracefs::Tracefs,
 };
 use crate::probe::{AllocFunction, InnerRole, Site};
 
@@ -36,6 +41,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/me
 /// (`kernel/bpf/hashtab.c`, `struct htab_elem`: 48, and 16 for the bucket).
 const HASH_OVERHEAD: u64 = 64;
 
+/// The number of the first address space; 0 is none.
+pub const FIRST_SPACE: u32 = 1;
+
 /// How large the kernel's tables are.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -43,6 +51,8 @@ pub struct Limits {
     pub blocks: u32,
     /// Threads that have called the allocator.
     pub threads: u32,
+    /// Processes that are traced at once.
+    pub processes: u32,
     /// Distinct stacks.
     pub stacks: u32,
     /// Frames of all distinct stacks.
@@ -61,7 +71,7 @@ impl Limits {
     /// The kernel memory that the other tables take (bytes).
     pub fn other_bytes(&self) -> u64 {
         let stacks = u64::from(self.stacks) * (size_of::<Stack>() as u64 + HASH_OVERHEAD + 16);
-        let threads = u64::from(self.threads) * (320 + HASH_OVERHEAD);
+        let threads = u64::from(self.threads) * (328 + HASH_OVERHEAD);
         let tables =
             u64::from(self.tables.rows) * 8 + u64::from(self.tables.pages) * size_of::<Page>() as u64;
         stacks + threads + tables + u64::from(self.frames) * 8
@@ -70,20 +80,24 @@ impl Limits {
 
 /// The loaded programs. Dropping it detaches and unloads everything; so does the end of memtrace, however it comes.
 pub struct Programs {
+    /// Before the programs: it goes first.
+    attacher: Attacher,
+    forks: Option<(OwnedFd, OwnedFd)>,
     ebpf: Ebpf,
     control: MappedArray<Control>,
     books: Books,
     tables: Tables,
+    spaces: Spaces,
     notices: RingBuf<MapData>,
-    _tails: ProgramArray<MapData>,
+    _tails: Vec<ProgramArray<MapData>>,
 }
 
 impl Programs {
-    /// Loads the programs for one process; nothing is attached or recorded yet.
+    /// Loads the programs; nothing is attached or recorded yet. With `follow`, for processes and their descendants.
     ///
     /// # Errors
     /// When the kernel refuses: see [`KernelError::is_privilege`].
-    pub fn load(limits: &Limits, process: u32) -> Result<Self, KernelError> {
+    pub fn load(limits: &Limits, follow: bool) -> Result<Self, KernelError> {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("LIVE", limits.blocks)
             .map_max_entries("THREADS", limits.threads)
@@ -93,27 +107,53 @@ impl Programs {
             .map_max_entries("ROWS", limits.tables.rows)
             .map_max_entries("PAGES", limits.tables.pages)
             .map_max_entries("MAPPINGS", limits.tables.prefixes)
+            .map_max_entries("PROCESSES", limits.processes)
+            .map_max_entries("SPACES", limits.processes)
+            .map_max_entries("LEDGERS", limits.processes + 1)
+            .map_max_entries("WISHES", 2 * limits.processes)
             .load(OBJECT)?;
-        let tails = fill_tails(&mut ebpf)?;
+        let mut tails = vec![fill_tails::<UProbe>(&mut ebpf, "TAILS", tail::WALK, "walk")?];
+        if follow {
+            tails.push(fill_tails::<TracePoint>(
+                &mut ebpf,
+                "FORK_TAILS",
+                tail::INHERIT,
+                "inherit",
+            )?);
+        }
+        let attacher = if follow {
+            Attacher::following().map_err(|source| KernelError::Event {
+                what: "define",
+                name: "of children",
+                source,
+            })?
+        } else {
+            Attacher::OneProcess
+        };
         let control = MappedArray::<Control>::take(&mut ebpf, "CONTROL")?;
         // The first stack is the one for blocks whose stack has no room.
         control.set(
             0,
             Control {
                 next_stack: 1,
-                process,
-                anchor: process,
+                next_space: u64::from(FIRST_SPACE) + 1,
+                follow: u32::from(follow),
                 stacks: u64::from(limits.stacks),
                 frames: u64::from(limits.frames),
                 ..Control::default()
             },
         );
+        let mut books = Books::take(&mut ebpf)?;
+        books.open(NO_SPACE)?;
         Ok(Self {
-            books: Books::take(&mut ebpf)?,
-            tables: Tables::take(&mut ebpf, process)?,
+            books,
+            tables: Tables::take(&mut ebpf)?,
+            spaces: Spaces::take(&mut ebpf)?,
             notices: take_notices(&mut ebpf)?,
             control,
+            attacher,
             ebpf,
+            forks: None,
             _tails: tails,
         })
     }
@@ -123,9 +163,23 @@ impl Programs {
         &self.books
     }
 
+    /// Begins to trace a process, in an address space of its own with this set of mappings.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn add_process(&mut self, process: u32, space: u32, layout: u32) -> Result<(), KernelError> {
+        self.books.open(space)?;
+        self.spaces.add(process, space, layout)
+    }
+
     /// The unwind tables.
     pub fn tables(&mut self) -> &mut Tables {
         &mut self.tables
+    }
+
+    /// Which processes are traced.
+    pub fn spaces(&mut self) -> &mut Spaces {
+        &mut self.spaces
     }
 
     /// The loaded object, for the log of the programs.
@@ -133,7 +187,7 @@ impl Programs {
         &mut self.ebpf
     }
 
-    /// Attaches the programs that watch the life of the process.
+    /// Attaches the programs that watch the life of processes.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -155,65 +209,59 @@ impl Programs {
         Ok(())
     }
 
-    /// Attaches the programs of one allocation function, bound to the address space of the thread `anchor`; with
-    /// `floor`, programs that do nothing.
+    /// Attaches the program that watches for new processes.
     ///
     /// # Errors
-    /// When the kernel refuses.
-    pub fn attach_site(
-        &mut self,
-        site: &Site,
-        file: &File,
-        anchor: NonZeroU32,
-        floor: bool,
-    ) -> Result<(), KernelError> {
-        if !site.inner.is_empty() {
-            return self.attach_inner(site, file, anchor, floor);
-        }
-        let entry = if floor {
-            "floor"
-        } else {
-            entry_program(site.function)
+    /// When the kernel refuses, or has no trace file system.
+    pub fn attach_forks(&mut self) -> Result<(), KernelError> {
+        let name = "process_forked";
+        let refused = |source| KernelError::Program {
+            name,
+            place: String::new(),
+            source,
         };
-        self.attach(entry, site.entry.file_offset, None, file, anchor)?;
-        match &site.returns {
-            Some(point) => {
-                let leave = if floor { "floor_return" } else { "leave" };
-                self.attach(leave, point.file_offset, None, file, anchor)
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Results first: a size that nothing follows is harmless, a result without its size is lost.
-    fn attach_inner(
-        &mut self,
-        site: &Site,
-        file: &File,
-        anchor: NonZeroU32,
-        floor: bool,
-    ) -> Result<(), KernelError> {
-        for role in [InnerRole::Result, InnerRole::Size, InnerRole::Done] {
-            for inner in site.inner.iter().filter(|inner| inner.role == role) {
-                let name = if floor { "floor" } else { inner_program(role) };
-                let cookie = Some(u64::from(inner.slot));
-                self.attach(name, inner.point.file_offset, cookie, file, anchor)?;
-            }
-        }
+        let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+        let program: &mut TracePoint = program.try_into().map_err(refused)?;
+        program.load().map_err(refused)?;
+        let fd = program.fd().map_err(refused)?.as_fd();
+        let attached = Tracefs::open()
+            .and_then(|tracefs| tracefs.tracepoint("task", "task_newtask"))
+            .and_then(|number| perf::open(number, Watched::All))
+            .and_then(|event| Ok((perf::link(fd, &event, 0)?, event)));
+        self.forks = Some(attached.map_err(|source| KernelError::Event {
+            what: "use",
+            name,
+            source,
+        })?);
         Ok(())
     }
 
-    /// Attaches the program that notices when the dynamic linker changed the mappings.
+    /// Attaches the programs of these allocation functions in this order, and of the dynamic linker's hook, for these
+    /// threads; with `floor`, programs that do nothing.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn attach_linker(
+    pub fn attach_sites(
         &mut self,
-        file_offset: u64,
-        file: &File,
-        anchor: NonZeroU32,
-    ) -> Result<(), KernelError> {
-        self.attach("linker_changed", file_offset, None, file, anchor)
+        sites: &[(Site, Arc<File>)],
+        linker: Option<&(u64, Arc<File>)>,
+        floor: bool,
+        threads: &[NonZeroU32],
+    ) -> Result<Batch, KernelError> {
+        let mut points: Vec<_> = sites
+            .iter()
+            .flat_map(|(site, file)| points(site, file, floor))
+            .collect();
+        points.extend(linker.map(|(offset, file)| point("linker_changed", file, *offset)));
+        self.attacher.attach(&mut self.ebpf, &points, threads)
+    }
+
+    /// Makes what was attached live for more threads, if that is needed for each process.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn bind(&mut self, batch: Batch, threads: &[NonZeroU32]) -> Result<(), KernelError> {
+        self.attacher.bind(batch, threads)
     }
 
     /// Starts or stops recording, for all probes at once.
@@ -228,30 +276,28 @@ impl Programs {
             .store(thread.get(), Ordering::SeqCst);
     }
 
-    /// Tells the programs where return probes return to (virtual address).
-    pub fn set_trampoline(&self, address: u64) {
-        let control = self.control.pointer(0);
-        // SAFETY: the pointer is to a word of the mapped control block, which programs only read.
-        let trampoline = unsafe { AtomicU64::from_ptr(&raw mut (*control).trampoline) };
-        trampoline.store(address, Ordering::SeqCst);
+    /// Whether processes are stopped whenever their dynamic linker changed the mappings.
+    pub fn hold(&self, on: bool) {
+        self.control_word(offset_of!(Control, hold))
+            .store(u32::from(on), Ordering::SeqCst);
     }
 
-    /// To be called before the mappings are read: what changes from then on will be told anew.
-    pub fn mappings_wanted(&self) {
+    /// To be called before the mappings of an address space are read: what changes from then on will be told anew.
+    pub fn mappings_wanted(&mut self, space: u32) {
+        // First the switch, then the wish: a program that comes in between sets both.
         self.control_word(offset_of!(Control, stale))
             .store(0, Ordering::SeqCst);
+        self.spaces.grant(space, Wish::Stale);
+        if self.spaces.any(Wish::Stale) {
+            self.control_word(offset_of!(Control, stale))
+                .store(1, Ordering::SeqCst);
+        }
     }
 
     /// Makes the programs distrust earlier walks.
     pub fn mappings_changed(&self) {
         self.control_word(offset_of!(Control, generation))
             .fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// Lets the programs ask again for the mappings to be read.
-    pub fn accept_wishes(&self) {
-        self.control_word(offset_of!(Control, refresh_asked))
-            .store(0, Ordering::SeqCst);
     }
 
     /// The 32-bit word of the control block at this offset (bytes).
@@ -280,49 +326,68 @@ impl Programs {
     }
 
     /// The notices that came since the last call.
-    pub fn take_notices(&mut self) -> Vec<Notice> {
+    pub fn take_notices(&mut self) -> Vec<(NoticeKind, Notice)> {
         let mut notices = Vec::new();
         while let Some(item) = self.notices.next() {
-            let Some(bytes) = item.first_chunk::<4>() else {
+            if item.len() < size_of::<Notice>() {
                 continue;
-            };
-            match u32::from_ne_bytes(*bytes) {
-                value if value == Notice::MappingsChanged as u32 => notices.push(Notice::MappingsChanged),
-                value if value == Notice::Executed as u32 => notices.push(Notice::Executed),
-                value if value == Notice::AnchorEnded as u32 => notices.push(Notice::AnchorEnded),
-                _ => {}
             }
+            // SAFETY: there are as many bytes, and any value of each is a value of the fields.
+            let notice: Notice = unsafe { item.as_ptr().cast::<Notice>().read_unaligned() };
+            let kind = NoticeKind::ALL
+                .into_iter()
+                .find(|&kind| kind as u32 == notice.kind);
+            notices.extend(kind.map(|kind| (kind, notice)));
         }
         notices
     }
+}
 
-    fn attach(
-        &mut self,
-        name: &'static str,
-        file_offset: u64,
-        cookie: Option<u64>,
-        file: &File,
-        anchor: NonZeroU32,
-    ) -> Result<(), KernelError> {
-        let refused = |source| KernelError::Program {
-            name,
-            place: format!(" at file offset {file_offset:#x}"),
-            source,
-        };
-        let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
-        let program: &mut UProbe = program.try_into().map_err(refused)?;
-        if program.fd().is_err() {
-            program.load().map_err(refused)?;
-        }
-        let point = UProbeAttachPoint {
-            location: UProbeAttachLocation::AbsoluteOffset(file_offset),
-            cookie,
-        };
-        let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
-        program
-            .attach(point, path, UProbeScope::OneProcess(anchor))
-            .map_err(refused)?;
-        Ok(())
+/// What to attach for one allocation function.
+fn points<'a>(site: &Site, file: &'a File, floor: bool) -> Vec<Point<'a>> {
+    if !site.inner.is_empty() {
+        return inner_points(site, file, floor);
+    }
+    let entry = if floor {
+        "floor"
+    } else {
+        entry_program(site.function)
+    };
+    let leave = if floor { "floor_return" } else { "leave" };
+    let returns = site.returns.as_ref().map(|place| Point {
+        is_return: true,
+        ..point(leave, file, place.file_offset)
+    });
+    iter::once(point(entry, file, site.entry.file_offset))
+        .chain(returns)
+        .collect()
+}
+
+/// Results first: a size that nothing follows is harmless, a result without its size is lost.
+fn inner_points<'a>(site: &Site, file: &'a File, floor: bool) -> Vec<Point<'a>> {
+    let roles = [InnerRole::Result, InnerRole::Size, InnerRole::Done];
+    let of = |role| site.inner.iter().filter(move |inner| inner.role == role);
+    roles
+        .into_iter()
+        .flat_map(of)
+        .map(|inner| Point {
+            cookie: u64::from(inner.slot),
+            ..point(
+                if floor { "floor" } else { inner_program(inner.role) },
+                file,
+                inner.point.file_offset,
+            )
+        })
+        .collect()
+}
+
+fn point<'a>(program: &'static str, file: &'a File, offset: u64) -> Point<'a> {
+    Point {
+        program,
+        is_return: false,
+        file,
+        offset,
+        cookie: 0,
     }
 }
 
@@ -346,32 +411,56 @@ fn inner_program(role: InnerRole) -> &'static str {
     }
 }
 
-fn fill_tails(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, KernelError> {
-    let name = "walk";
+/// Puts a program into an array for tail calls.
+fn fill_tails<P>(
+    ebpf: &mut Ebpf,
+    array: &'static str,
+    index: u32,
+    name: &'static str,
+) -> Result<ProgramArray<MapData>, KernelError>
+where
+    P: Loadable,
+    for<'a> &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
     let refused = |source| KernelError::Program {
         name,
         place: String::new(),
         source,
     };
-    let program: &mut UProbe = ebpf
+    let program: &mut P = ebpf
         .program_mut(name)
         .ok_or(KernelError::Missing(name))?
         .try_into()
         .map_err(refused)?;
-    program.load().map_err(refused)?;
     let fd = program
-        .fd()
+        .load_program()
         .map_err(refused)?
         .try_clone()
         .map_err(|source| KernelError::Memory { name, source })?;
-    let unusable = |source| KernelError::Map {
-        name: "TAILS",
-        source,
-    };
-    let map = ebpf.take_map("TAILS").ok_or(KernelError::Missing("TAILS"))?;
+    let unusable = |source| KernelError::Map { name: array, source };
+    let map = ebpf.take_map(array).ok_or(KernelError::Missing(array))?;
     let mut tails = ProgramArray::try_from(map).map_err(unusable)?;
-    tails.set(tail::WALK, &fd, 0).map_err(unusable)?;
+    tails.set(index, &fd, 0).map_err(unusable)?;
     Ok(tails)
+}
+
+/// The programs that tail calls go to.
+trait Loadable {
+    fn load_program(&mut self) -> Result<&ProgramFd, ProgramError>;
+}
+
+impl Loadable for UProbe {
+    fn load_program(&mut self) -> Result<&ProgramFd, ProgramError> {
+        self.load()?;
+        self.fd()
+    }
+}
+
+impl Loadable for TracePoint {
+    fn load_program(&mut self) -> Result<&ProgramFd, ProgramError> {
+        self.load()?;
+        self.fd()
+    }
 }
 
 fn take_notices(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, KernelError> {

@@ -54,12 +54,11 @@ pub struct Tables {
     pages: MappedArray<Page>,
     mappings: LpmTrie<MapData, AddressKey, MappingBytes>,
     used: TableRoom,
-    space: u32,
-    prefixes: HashMap<u16, Vec<Key<AddressKey>>>,
+    prefixes: HashMap<(u32, u16), Vec<Key<AddressKey>>>,
 }
 
 impl Tables {
-    pub(super) fn take(ebpf: &mut Ebpf, space: u32) -> Result<Self, KernelError> {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
         let map = ebpf
             .take_map("MAPPINGS")
             .ok_or(KernelError::Missing("MAPPINGS"))?;
@@ -72,7 +71,6 @@ impl Tables {
             pages: MappedArray::take(ebpf, "PAGES")?,
             mappings,
             used: TableRoom::default(),
-            space,
             prefixes: HashMap::new(),
         })
     }
@@ -108,11 +106,16 @@ impl Tables {
         })
     }
 
-    /// Makes a mapping known to walks, or changes its table.
+    /// Makes a mapping known to walks in a set of mappings, or changes its table.
     ///
     /// # Errors
     /// When the kernel has no room for it.
-    pub fn add_mapping(&mut self, mapping: &Mapping, file: FileTable) -> Result<(), KernelError> {
+    pub fn add_mapping(
+        &mut self,
+        layout: u32,
+        mapping: &Mapping,
+        file: FileTable,
+    ) -> Result<(), KernelError> {
         let value = unwind::Mapping {
             begin: mapping.begin,
             end: mapping.end,
@@ -126,7 +129,7 @@ impl Tables {
         // SAFETY: the struct has no padding of its own, so every byte is initialized.
         let value: MappingBytes = unsafe { std::mem::transmute(value) };
         let keys: Vec<_> = aligned_ranges(mapping.begin, mapping.end)
-            .map(|(address, free_bits)| Key::new(96 - free_bits, self.key(address)))
+            .map(|(address, free_bits)| Key::new(96 - free_bits, address_key(layout, address)))
             .collect();
         for key in &keys {
             self.mappings
@@ -137,26 +140,40 @@ impl Tables {
                 })?;
         }
         self.used.prefixes += keys.len() as u32;
-        let before = self.prefixes.insert(mapping.id, keys);
+        let before = self.prefixes.insert((layout, mapping.id), keys);
         self.used.prefixes -= before.map_or(0, |keys| keys.len() as u32);
         Ok(())
     }
 
     /// Makes walks stop where this mapping was.
-    pub fn remove_mapping(&mut self, mapping: &Mapping) {
-        for key in self.prefixes.remove(&mapping.id).unwrap_or_default() {
+    pub fn remove_mapping(&mut self, layout: u32, id: u16) {
+        for key in self.prefixes.remove(&(layout, id)).unwrap_or_default() {
             // A newer mapping may have replaced it under the same key; then nothing is lost by trying.
             let _gone = self.mappings.remove(&key);
             self.used.prefixes -= 1;
         }
     }
 
-    fn key(&self, address: u64) -> AddressKey {
-        let mut key = [0; 12];
-        key[..4].copy_from_slice(&self.space.to_be_bytes());
-        key[4..].copy_from_slice(&address.to_be_bytes());
-        key
+    /// Forgets a set of mappings.
+    pub fn remove_layout(&mut self, layout: u32) {
+        let ids: Vec<_> = self
+            .prefixes
+            .keys()
+            .filter(|key| key.0 == layout)
+            .copied()
+            .collect();
+        for (_, id) in ids {
+            self.remove_mapping(layout, id);
+        }
     }
+}
+
+/// Big-endian, as a trie compares.
+fn address_key(layout: u32, address: u64) -> AddressKey {
+    let mut key = [0; 12];
+    key[..4].copy_from_slice(&layout.to_be_bytes());
+    key[4..].copy_from_slice(&address.to_be_bytes());
+    key
 }
 
 /// Splits an address range into naturally aligned powers of two: (first address, bits that vary).

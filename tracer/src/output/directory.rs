@@ -3,13 +3,13 @@
 use std::{
     fs::File,
     io::{self, Write},
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, fchmod, fstat, mkdir, openat, renameat, statat, unlinkat},
+    fs::{AtFlags, CWD, Mode, OFlags, fchmod, fstat, mkdirat, openat, renameat, statat, unlinkat},
     io::Errno,
     process::{geteuid, getpid},
 };
@@ -75,16 +75,37 @@ impl OutputDir {
     pub fn create(path: impl Into<PathBuf>) -> Result<Self, OutputError> {
         // A slash at the end would make the system follow a symbolic link.
         let path: PathBuf = path.into().components().collect();
+        Self::make(CWD, &path.clone(), path)
+    }
+
+    /// Makes a directory in this one, for the profiles of another process. `name` is made fit for a file name, and given a
+    /// number if it is taken.
+    ///
+    /// # Errors
+    ///
+    /// As [`OutputDir::create`].
+    pub fn make_inside(&self, name: &str) -> Result<Self, OutputError> {
+        let fit = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
+        let name: String = name.chars().map(|c| if fit(c) { c } else { '_' }).collect();
+        let numbered = (2_u32..).map(|number| format!("{name}-{number}"));
+        let is_free = |name: &String| statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW).is_err();
+        let free = std::iter::once(name.clone()).chain(numbered).find(is_free);
+        let name = free.unwrap_or(name);
+        Self::make(self.directory.as_fd(), Path::new(&name), self.path.join(&name))
+    }
+
+    /// `name` is relative to `parent`, `path` is what messages say.
+    fn make(parent: BorrowedFd<'_>, name: &Path, path: PathBuf) -> Result<Self, OutputError> {
         let failed = |errno: Errno| OutputError::Directory {
             path: path.clone(),
             source: errno.into(),
         };
-        let made = match mkdir(&path, Mode::RWXU) {
+        let made = match mkdirat(parent, name, Mode::RWXU) {
             Ok(()) => true,
             Err(Errno::EXIST) => false,
             Err(errno) => return Err(failed(errno)),
         };
-        let directory = open_directory(&path).map_err(|errno| match errno {
+        let directory = open_directory(parent, name).map_err(|errno| match errno {
             Errno::NOTDIR if path.is_symlink() => refuse(&path, "it is a symbolic link"),
             errno => failed(errno),
         })?;
@@ -183,9 +204,9 @@ impl OutputDir {
     }
 }
 
-fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
+fn open_directory(parent: BorrowedFd<'_>, name: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(CWD, path, flags, Mode::empty())
+    openat(parent, name, flags, Mode::empty())
 }
 
 fn check(path: &Path, directory: &OwnedFd) -> Result<(), OutputError> {

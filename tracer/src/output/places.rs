@@ -21,6 +21,7 @@ pub(super) struct Places<'a> {
 struct Key {
     frames: Vec<u32>,
     missing: Option<String>,
+    inherited: bool,
 }
 
 /// One place.
@@ -30,6 +31,8 @@ pub(super) struct Place<'a> {
     pub(super) lines: Vec<&'a Line>,
     /// What stands for the frames that are missing.
     pub(super) missing: Option<String>,
+    /// Whether this is from before the fork that made the process.
+    pub(super) inherited: bool,
     /// What it holds.
     pub(super) books: Books,
 }
@@ -81,6 +84,7 @@ impl<'a> Places<'a> {
             let key = Key {
                 frames,
                 missing: comments::missing_frames(site),
+                inherited: site.inherited,
             };
             merged.entry(key).or_default().add(&Books::of(site));
         }
@@ -107,6 +111,7 @@ impl<'a> Places<'a> {
                 .flat_map(|number| self.lines[*number as usize])
                 .collect(),
             missing: key.missing.clone(),
+            inherited: key.inherited,
             books: *books,
         };
         self.places.iter().take(count).map(place).collect()
@@ -127,7 +132,8 @@ impl<'a> Places<'a> {
 fn by_name(lines: &[&[Line]], a: &Key, b: &Key) -> Ordering {
     let look = |number: &u32| lines[*number as usize];
     let frames = a.frames.iter().map(look).cmp(b.frames.iter().map(look));
-    frames.then_with(|| a.missing.cmp(&b.missing))
+    let a = (&a.missing, a.inherited);
+    frames.then_with(|| a.cmp(&(&b.missing, b.inherited)))
 }
 
 /// Numbers frames that look the same alike.

@@ -118,13 +118,13 @@ impl<W: Write> Report<'_, W> {
         writeln!(
             self.out,
             "{}\n",
-            self.style
-                .dim("Memory allocated before memtrace attached is not counted.")
+            self.style.dim(comments::origin(&self.snapshot.origin))
         )
     }
 
     fn totals(&mut self) -> io::Result<()> {
-        let sum = |value: fn(&Site) -> u64| self.snapshot.sites.iter().map(value).sum::<u64>();
+        let (old, own): (Vec<_>, Vec<_>) = self.snapshot.sites.iter().partition(|site| site.inherited);
+        let sum = |value: fn(&Site) -> u64| own.iter().chain(&old).map(|site| value(site)).sum::<u64>();
         let (allocated, allocated_objects) = (sum(|site| site.alloc_bytes), sum(|site| site.alloc_objects));
         let (live, live_objects) = (sum(|site| site.live_bytes), sum(|site| site.live_objects));
         if allocated_objects == 0 {
@@ -134,7 +134,17 @@ impl<W: Write> Report<'_, W> {
         let freed = allocated.saturating_sub(live);
         let freed_objects = allocated_objects.saturating_sub(live_objects);
         let share = text::share(freed, allocated);
-        writeln!(self.out, "  allocated   {}", amount(allocated, allocated_objects))?;
+        let inherited: u64 = old.iter().map(|site| site.alloc_bytes).sum();
+        let inherited_objects: u64 = old.iter().map(|site| site.alloc_objects).sum();
+        let own = amount(allocated - inherited, allocated_objects - inherited_objects);
+        writeln!(self.out, "  allocated   {own}")?;
+        if inherited_objects > 0 {
+            let inherited = amount(inherited, inherited_objects);
+            writeln!(
+                self.out,
+                "  inherited   {inherited}, from the process that forked it"
+            )?;
+        }
         writeln!(
             self.out,
             "  freed again {}, {share}",
@@ -199,7 +209,7 @@ impl<W: Write> Report<'_, W> {
         let stacks: Vec<&[&Line]> = shown.iter().map(|place| &*place.lines).collect();
         for (rank, (place, excerpt)) in (1..).zip(shown.iter().zip(excerpts(&stacks))) {
             writeln!(self.out)?;
-            self.place_numbers(rank, &place.books, all)?;
+            self.place_numbers(rank, place, all)?;
             self.place_frames(place, &excerpt)?;
         }
         match places.len() - shown.len() {
@@ -224,7 +234,8 @@ impl<W: Write> Report<'_, W> {
         writeln!(self.out, "{}", wrap(&heading, self.style.width, "  "))
     }
 
-    fn place_numbers(&mut self, rank: usize, books: &Books, all: u64) -> io::Result<()> {
+    fn place_numbers(&mut self, rank: usize, place: &Place<'_>, all: u64) -> io::Result<()> {
+        let books = &place.books;
         let bytes = self.style.bold(format!("{:>10}", text::bytes(books.live_bytes)));
         let share = text::share(books.live_bytes, all);
         let change = match self.recent() {
@@ -233,9 +244,10 @@ impl<W: Write> Report<'_, W> {
         };
         let objects = text::objects(books.live_objects);
         let age = text::duration(books.mean_age());
+        let inherited = if place.inherited { ", inherited" } else { "" };
         writeln!(
             self.out,
-            "{rank:>3}. {bytes}  {share:>5}{change}   {objects}, mean age {age}"
+            "{rank:>3}. {bytes}  {share:>5}{change}   {objects}, mean age {age}{inherited}"
         )
     }
 

@@ -44,7 +44,7 @@ impl Status {
 }
 
 /// The status line, on standard error. It costs nothing between updates.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StatusLine(ProgressBar);
 
 impl StatusLine {

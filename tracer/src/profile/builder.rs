@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::proto::{Function, Line, Location, Mapping, Profile, Sample, ValueType};
+use super::proto::{Function, Label, Line, Location, Mapping, Profile, Sample, ValueType};
 use crate::{
     symbol::{self, Symbolized, hex},
     target::{self, Mappings, ProcessInfo},
@@ -59,7 +59,8 @@ pub struct Builder<'a> {
     mapping_ids: HashMap<u16, u64>,
     locations: HashMap<(Option<u16>, u64), u64>,
     synthetic: HashMap<i64, u64>,
-    stacks: HashMap<Vec<u64>, usize>,
+    /// By locations and the label's value.
+    stacks: HashMap<(Vec<u64>, i64), usize>,
 }
 
 impl<'a> Builder<'a> {
@@ -115,15 +116,29 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// Adds a sample, innermost frame first, with one value for each of the kind's sample types. A stack seen before gets
-    /// the values added to its own; a sample whose values are all 0 is left out.
-    pub fn add_sample(&mut self, stack: impl IntoIterator<Item = LocationId>, values: &[u64]) {
+    /// Adds a sample, innermost frame first, with one value for each of the kind's sample types, and perhaps a label (key
+    /// and value). A stack seen before with this label gets the values added to its own; a sample whose values are all 0
+    /// is left out.
+    pub fn add_sample(
+        &mut self,
+        stack: impl IntoIterator<Item = LocationId>,
+        label: Option<(&str, &str)>,
+        values: &[u64],
+    ) {
         debug_assert_eq!(values.len(), self.profile.sample_type.len());
         if values.iter().all(|value| *value == 0) {
             return;
         }
         let location_id: Vec<u64> = stack.into_iter().map(|location| location.0).collect();
-        match self.stacks.entry(location_id) {
+        let label = label.map(|(key, value)| Label {
+            key: self.string(key),
+            str: self.string(value),
+            ..Label::default()
+        });
+        match self
+            .stacks
+            .entry((location_id, label.as_ref().map_or(0, |label| label.str)))
+        {
             Entry::Occupied(known) => {
                 let sample = &mut self.profile.sample[*known.get()];
                 for (sum, value) in sample.value.iter_mut().zip(values) {
@@ -131,13 +146,13 @@ impl<'a> Builder<'a> {
                 }
             }
             Entry::Vacant(new) => {
-                let location_id = new.key().clone();
+                let location_id = new.key().0.clone();
                 new.insert(self.profile.sample.len());
                 let value = values.iter().map(|value| signed(*value)).collect();
                 self.profile.sample.push(Sample {
                     location_id,
                     value,
-                    label: Vec::new(),
+                    label: label.into_iter().collect(),
                 });
             }
         }

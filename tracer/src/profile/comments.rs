@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use memtrace_ebpf::layout::EndReason;
 
 use crate::{
-    snapshot::{Losses, Site, Snapshot},
+    snapshot::{Losses, Origin, Site, Snapshot},
     text::{self, printable},
     time::rfc3339,
 };
@@ -26,10 +26,8 @@ pub(super) fn of(snapshot: &Snapshot) -> Vec<String> {
             printable(&process.name)
         ),
         format!("tracing began at {}", rfc3339(snapshot.started)),
-        format!(
-            "duration {:.3} s; every value counts from then: older blocks are not in it",
-            snapshot.duration.as_secs_f64()
-        ),
+        format!("duration {:.3} s", snapshot.duration.as_secs_f64()),
+        origin(&snapshot.origin),
     ];
     if coverage.allocators.is_empty() {
         lines.push("covered: nothing; empty values mean that memtrace could not look".to_owned());
@@ -77,6 +75,21 @@ pub(super) fn of(snapshot: &Snapshot) -> Vec<String> {
     lines
 }
 
+/// How the process came to be traced, and what that means for the values.
+pub(crate) fn origin(origin: &Origin) -> String {
+    match origin {
+        Origin::Attached => "Memory allocated before memtrace attached is not counted.".into(),
+        Origin::Started => "memtrace started it: every allocation is counted.".into(),
+        Origin::Forked { parent } => format!(
+            "Process {parent} forked it: what it has from there is marked as inherited (memory is shared until it is written)."
+        ),
+        Origin::Executed { before } => format!(
+            "It executed this program in place of {}: every allocation since is counted.",
+            printable(before)
+        ),
+    }
+}
+
 /// A counter that is not 0.
 #[derive(Clone, Debug)]
 pub(crate) struct Counted {
@@ -103,6 +116,7 @@ pub(crate) fn counted(losses: &Losses) -> Vec<Counted> {
         nested_too_deep,
         unreadable_results,
         stale_mappings,
+        not_inherited,
         truncated: _,
     } = losses;
     let counted = |count: &u64, what, in_short, is_loss| Counted {
@@ -158,6 +172,11 @@ pub(crate) fn counted(losses: &Losses) -> Vec<Counted> {
             stale_mappings,
             "blocks booked while libraries were loaded or unloaded: their stacks may name the wrong library",
             "blocks whose stack may name the wrong library (loaded or unloaded then)",
+        ),
+        lost(
+            not_inherited,
+            "stacks of inherited blocks are missing: the stack table was full, or too many are in use",
+            "stacks of inherited blocks missing",
         ),
         seen(
             unmatched_frees,

@@ -38,6 +38,9 @@ pub const HEAP: Kind = Kind {
     period: 1,
 };
 
+/// The label of what a process has from before the fork that made it: key and value.
+pub const INHERITED: (&str, &str) = ("heap", "inherited");
+
 /// The heap profile of a snapshot.
 pub fn heap(snapshot: &Snapshot, symbolizer: &mut Symbolizer) -> Profile {
     let frames = snapshot.sites.iter().flat_map(|site| site.frames.iter().copied());
@@ -51,14 +54,15 @@ pub fn heap(snapshot: &Snapshot, symbolizer: &mut Symbolizer) -> Profile {
     }
     let mut locations = FrameMap::default();
     for site in &snapshot.sites {
-        let values = [
-            site.alloc_objects,
-            site.alloc_bytes,
-            site.live_objects,
-            site.live_bytes,
-        ];
+        // The process itself did not allocate what it inherited.
+        let (objects, bytes) = match site.inherited {
+            true => (0, 0),
+            false => (site.alloc_objects, site.alloc_bytes),
+        };
+        let values = [objects, bytes, site.live_objects, site.live_bytes];
+        let label = site.inherited.then_some(INHERITED);
         let stack = stack(&mut builder, &mut locations, site, &symbols);
-        builder.add_sample(stack, &values);
+        builder.add_sample(stack, label, &values);
     }
     builder.finish()
 }

@@ -9,13 +9,14 @@ use std::{
 use memtrace_ebpf::layout::EndReason;
 
 use crate::{
-    snapshot::{Coverage, Losses, Site, Snapshot},
+    snapshot::{Coverage, Losses, Origin, Site, Snapshot},
     target::{Mappings, ProcessInfo},
 };
 
 /// A site with these frames; `live` and `allocated` are objects and bytes.
 pub(crate) fn site(frames: &[u64], end: EndReason, live: (u64, u64), allocated: (u64, u64)) -> Site {
     Site {
+        inherited: false,
         frames: frames.to_vec(),
         end,
         alloc_objects: allocated.0,
@@ -30,6 +31,8 @@ pub(crate) fn site(frames: &[u64], end: EndReason, live: (u64, u64), allocated: 
 /// A snapshot of these sites, 30 seconds after tracing began.
 pub(crate) fn snapshot(sites: Vec<Site>, mappings: Mappings, executable: PathBuf) -> Snapshot {
     Snapshot {
+        space: 1,
+        origin: Origin::Attached,
         process: ProcessInfo {
             pid: 4711,
             name: "server".to_owned(),

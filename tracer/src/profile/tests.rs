@@ -281,8 +281,8 @@ fn inlined_calls_are_lines_of_one_location() {
     let stack =
         [super::Frame::Code(&code), super::Frame::Synthetic("[end]")].map(|frame| builder.location(frame));
     assert_eq!(builder.location(super::Frame::Code(&code)), stack[0]);
-    builder.add_sample(stack, &[1, 1, 1, u64::MAX]);
-    builder.add_sample(stack, &[0, 0, 0, 1]);
+    builder.add_sample(stack, None, &[1, 1, 1, u64::MAX]);
+    builder.add_sample(stack, None, &[0, 0, 0, 1]);
     let profile = builder.finish();
     assert_eq!(profile.sample.len(), 1);
     assert_eq!(profile.sample[0].value, [1, 1, 1, i64::MAX]);
@@ -304,7 +304,8 @@ fn comments_say_what_was_covered_and_what_was_lost() {
         [
             &*format!("memtrace {}: process 4711 (server)", env!("CARGO_PKG_VERSION")),
             "tracing began at 2026-11-22T17:33:37Z",
-            "duration 30.000 s; every value counts from then: older blocks are not in it",
+            "duration 30.000 s",
+            "Memory allocated before memtrace attached is not counted.",
             "covered: libc.so.6: malloc, calloc, realloc, free",
             "nothing was lost",
             "every recorded stack is complete",
@@ -327,6 +328,7 @@ fn comments_say_what_was_covered_and_what_was_lost() {
         nested_too_deep: 9,
         unreadable_results: 10,
         stale_mappings: 0,
+        not_inherited: 0,
         truncated: vec![(EndReason::TooDeep, 11)],
     };
     let profile = heap(&snapshot, &mut Symbolizer::new());

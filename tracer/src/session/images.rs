@@ -4,10 +4,10 @@ use std::{fs::File, io, iter, sync::Arc};
 
 use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache, ReadRef as _};
 
+use super::files::{FileId, Probes};
 use crate::{
     kernel::TableRoom,
-    probe::{self, AllocFunction, CodeReader, Plan, Site},
-    snapshot::Coverage,
+    probe::{self, AllocFunction, CodeReader, Plan},
     target::{Backing, Mapping, Process},
     unwind::{UnwindError, UnwindTable},
 };
@@ -19,22 +19,14 @@ const LINKER_HOOK: &[u8] = b"_dl_debug_state";
 const OWN_INTERFACE: &[&[u8]] = &[b"_Znwm", b"mallocx"];
 
 /// One file or image that is newly mapped.
-struct Image {
-    file_id: (u64, u64),
+pub struct Image {
+    file_id: FileId,
     name: String,
     /// `None`: the code keeps frame pointers.
     table: Result<Option<UnwindTable>, String>,
     plan: Plan,
     file: Option<Arc<File>>,
     linker_hook: Option<u64>,
-}
-
-/// Where to attach, in this order.
-pub struct Probes {
-    /// Allocation functions, with the file they are in.
-    pub sites: Vec<(Site, Arc<File>)>,
-    /// Where the dynamic linker reports changes: file offset and file.
-    pub linker: Option<(u64, Arc<File>)>,
 }
 
 /// The images of a set of mappings, each read once.
@@ -106,31 +98,39 @@ impl Images {
         Probes { sites, linker }
     }
 
-    /// What is covered and what is not.
-    pub fn take_coverage(&mut self) -> Coverage {
-        let mut coverage = Coverage::default();
-        for image in &mut self.images {
-            if !image.plan.sites.is_empty() {
-                let names = image
-                    .plan
-                    .sites
-                    .iter()
-                    .flat_map(|site| iter::once(&site.symbol).chain(&site.aliases));
-                let names: Vec<_> = names.map(String::as_str).collect();
-                coverage
-                    .allocators
-                    .push(format!("{}: {}", image.name, names.join(", ")));
-            }
-            let notes = image.plan.notes.drain(..);
-            coverage
-                .not_covered
-                .extend(notes.map(|note| format!("{}: {note}", image.name)));
-        }
-        coverage
+    /// The images.
+    pub fn iter(&self) -> impl Iterator<Item = &Image> {
+        self.images.iter()
     }
 }
 
 impl Image {
+    /// Device and inode.
+    pub fn file_id(&self) -> FileId {
+        self.file_id
+    }
+
+    /// Whether anything in it is probed.
+    pub fn has_probes(&self) -> bool {
+        self.file.is_some() && (!self.plan.sites.is_empty() || self.linker_hook.is_some())
+    }
+
+    /// What is covered: `"libc.so.6: malloc, calloc, …, free"`.
+    pub fn allocator(&self) -> Option<String> {
+        let sites = &self.plan.sites;
+        let names = sites
+            .iter()
+            .flat_map(|site| iter::once(&site.symbol).chain(&site.aliases));
+        let names: Vec<_> = names.map(String::as_str).collect();
+        (!names.is_empty()).then(|| format!("{}: {}", self.name, names.join(", ")))
+    }
+
+    /// What is not covered and why.
+    pub fn notes(&self) -> Vec<String> {
+        let notes = self.plan.notes.iter();
+        notes.map(|note| format!("{}: {note}", self.name)).collect()
+    }
+
     fn read(process: &Process, mapping: &Mapping) -> Self {
         let mut image = Self {
             file_id: mapping.file_id,

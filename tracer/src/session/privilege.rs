@@ -14,7 +14,7 @@ const CHECKPOINT_RESTORE: (u8, &str) = (40, "CAP_CHECKPOINT_RESTORE");
 /// The initial PID namespace (`include/linux/proc_ns.h`, `PROC_PID_INIT_INO`).
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-/// Checks privileges and the PID namespace, and lifts the limit on locked memory that old kernels charge maps to.
+/// Checks privileges and the PID namespace.
 ///
 /// # Errors
 /// [`Error::Privilege`], which names what is missing.
@@ -33,9 +33,7 @@ pub fn check() -> Result<(), Error> {
             "no privilege: {names} missing; run it as root: sudo memtrace …"
         )));
     }
-    check_namespace()?;
-    lift_memory_limit();
-    Ok(())
+    check_namespace()
 }
 
 /// `CAP_SYS_ADMIN` includes what the finer ones allow, except for reading another process's memory.
@@ -69,15 +67,24 @@ fn check_namespace() -> Result<(), Error> {
     }
 }
 
-fn lift_memory_limit() {
-    let unlimited = libc::rlimit {
-        rlim_cur: libc::RLIM_INFINITY,
-        rlim_max: libc::RLIM_INFINITY,
+/// Lifts the limit on locked memory, which old kernels charge maps to, and on descriptors: following children needs one
+/// for each event of each thread.
+pub fn lift_limits() {
+    // From Linux 5.11 on maps are charged to the memory cgroup instead.
+    lift(libc::RLIMIT_MEMLOCK, libc::RLIM_INFINITY);
+    // The default of /proc/sys/fs/nr_open.
+    lift(libc::RLIMIT_NOFILE, 1 << 20);
+}
+
+fn lift(resource: libc::__rlimit_resource_t, value: libc::rlim_t) {
+    let limit = libc::rlimit {
+        rlim_cur: value,
+        rlim_max: value,
     };
     // SAFETY: the pointer is to a local value.
-    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &unlimited) } != 0 {
-        // From Linux 5.11 on maps are charged to the memory cgroup instead, so this matters to older kernels only.
-        log::debug!("RLIMIT_MEMLOCK stays as it is: {}", io::Error::last_os_error());
+    if unsafe { libc::setrlimit(resource, &limit) } != 0 {
+        let error = io::Error::last_os_error();
+        log::debug!("resource limit {resource} stays as it is: {error}");
     }
 }
 

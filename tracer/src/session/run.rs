@@ -1,7 +1,7 @@
 //! The event loop: from attaching to the last profile.
 
 use std::{
-    io::{self, Write as _},
+    io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
@@ -18,17 +18,19 @@ use tokio::{
 };
 
 use super::{
-    Error, Settings, Tracer, privilege,
+    Error, Settings, Tracer,
+    launch::Launched,
+    privilege,
+    results::Results,
+    say,
     signals::{Signals, Wish},
     trend::Trend,
 };
 use crate::{
     cli::Arguments,
-    output::{OutputDir, ReportOptions, Status, StatusLine, write_report},
-    profile,
-    snapshot::Snapshot,
-    symbol::Symbolizer,
-    target::{Process, TargetError},
+    output::{OutputDir, Status, StatusLine},
+    snapshot::Origin,
+    target::{Process, ProcessInfo, TargetError},
     text::printable,
 };
 
@@ -62,32 +64,76 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
 
 async fn trace(arguments: &Arguments) -> Result<(), Error> {
     let mut signals = Signals::listen()?;
-    let process = Arc::new(Process::open(arguments.pid)?);
+    let mut target = Target::find(arguments)?;
+    // Only now: a program that memtrace starts has the limits that memtrace was given.
+    privilege::lift_limits();
+    let info = target.info()?;
     let path = arguments.output.clone();
-    let path = path.unwrap_or_else(|| unused(OutputDir::default_path(process.info(), SystemTime::now())));
+    let path = path.unwrap_or_else(|| unused(OutputDir::default_path(&info, SystemTime::now())));
     let directory = OutputDir::create(path)?;
     let settings = Settings {
         max_live: arguments.max_live,
+        children: arguments.children,
         floor: arguments.floor,
     };
-    let tracer = match Tracer::attach(Arc::clone(&process), &settings) {
+    let tracer = match target.attach(&settings) {
         Ok(tracer) => tracer,
         Err(error) => {
             directory.discard();
             // Whatever failed when the process has just ended, that is the reason.
-            let ended = TargetError::Ended { pid: arguments.pid };
-            return Err(if process.has_ended() { ended.into() } else { error });
+            return Err(match target.has_ended() {
+                true => TargetError::Ended { pid: info.pid }.into(),
+                false => error,
+            });
         }
     };
-    let mut run = Run {
+    // The terminal belongs to the program that memtrace started.
+    let line = StatusLine::new(arguments.quiet || matches!(target, Target::Launched(_)));
+    let run = Run {
         arguments,
         tracer,
-        directory,
-        symbolizer: Symbolizer::new(),
+        target,
+        results: Results::new(arguments, directory, line.clone()),
+        line,
     };
     run.announce();
-    let end = run.follow(&mut signals).await?;
-    run.finish(end)
+    run.follow(&mut signals).await
+}
+
+/// What is traced.
+enum Target {
+    Running(Arc<Process>),
+    Launched(Launched),
+}
+
+impl Target {
+    fn find(arguments: &Arguments) -> Result<Self, Error> {
+        match arguments.pid {
+            Some(pid) => Ok(Self::Running(Arc::new(Process::open(pid)?))),
+            None => Ok(Self::Launched(Launched::start(&arguments.command)?)),
+        }
+    }
+
+    fn info(&self) -> Result<ProcessInfo, Error> {
+        match self {
+            Self::Running(process) => Ok(process.info().clone()),
+            Self::Launched(launched) => Ok(Process::open(launched.pid())?.info().clone()),
+        }
+    }
+
+    fn attach(&mut self, settings: &Settings) -> Result<Tracer, Error> {
+        match self {
+            Self::Running(process) => Tracer::attach(Arc::clone(process), Origin::Attached, settings),
+            Self::Launched(launched) => launched.attach(settings),
+        }
+    }
+
+    fn has_ended(&mut self) -> bool {
+        match self {
+            Self::Running(process) => process.has_ended(),
+            Self::Launched(launched) => launched.ended().is_some(),
+        }
+    }
 }
 
 /// This path, or one with a number behind it: two runs in one second do not share a directory.
@@ -101,14 +147,15 @@ fn unused(path: PathBuf) -> PathBuf {
 struct Run<'a> {
     arguments: &'a Arguments,
     tracer: Tracer,
-    directory: OutputDir,
-    symbolizer: Symbolizer,
+    target: Target,
+    results: Results,
+    line: StatusLine,
 }
 
 impl Run<'_> {
     /// Says that the probes are live, and what they cover.
     fn announce(&self) {
-        let info = self.tracer.process().info();
+        let info = self.tracer.root().info();
         let coverage = self.tracer.coverage();
         let covered = if coverage.allocators.is_empty() {
             "nothing".to_owned()
@@ -116,9 +163,14 @@ impl Run<'_> {
             coverage.allocators.join("; ")
         };
         say(&format!(
-            "tracing {} ({}): {}",
+            "tracing {} ({}){}: {}",
             info.pid,
             printable(&info.name),
+            if self.arguments.children {
+                " and its children"
+            } else {
+                ""
+            },
             printable(&covered)
         ));
         if self.arguments.quiet {
@@ -129,37 +181,47 @@ impl Run<'_> {
         }
     }
 
-    async fn follow(&mut self, signals: &mut Signals) -> Result<End, Error> {
-        let process_end = watch(self.tracer.process().pidfd())?;
+    async fn follow(mut self, signals: &mut Signals) -> Result<(), Error> {
+        let process_end = watch(self.tracer.root().pidfd())?;
         let notices = watch(self.tracer.notices_fd())?;
         let mut log = program_log(&mut self.tracer)?;
         let log_ready = watch(log.as_fd())?;
-        let line = StatusLine::new(self.arguments.quiet);
         let mut trend = Trend::default();
         let start = Instant::now();
         let end = start + self.arguments.duration.unwrap_or(FOREVER);
-        let mut next_status = start + if line.is_visible() { STATUS_PERIOD } else { FOREVER };
+        let mut next_status = start
+            + if self.line.is_visible() {
+                STATUS_PERIOD
+            } else {
+                FOREVER
+            };
+        let at = |instant: Option<std::time::Instant>| instant.map_or(start + FOREVER, Instant::from_std);
+        let mut root_lives = true;
         let end = loop {
+            if let Some(end) = self.pass_on() {
+                break end;
+            }
             tokio::select! {
                 wish = signals.next() => match wish {
                     Wish::End => break End::Asked,
-                    Wish::Snapshot => line.suspend(|| self.write_snapshot()),
+                    Wish::Snapshot => self.results.write_numbered(self.tracer.snapshots()),
                 },
                 () = sleep_until(end) => break End::TimeUp,
-                _ = process_end.readable() => break End::TargetEnded,
-                () = sleep_until(start + self.tracer.next_observation()) => self.tracer.observe(),
-                () = sleep_until(self.tracer.wishes_from().map_or(start + FOREVER, Instant::from_std)) => {
-                    self.tracer.accept_wishes();
+                _ = process_end.readable(), if root_lives => {
+                    root_lives = false;
+                    self.tracer.handle_notices();
+                    self.tracer.find_ended();
                 }
+                () = sleep_until(start + self.tracer.next_observation()) => self.tracer.observe(),
+                () = sleep_until(at(self.tracer.wishes_from())) => self.tracer.accept_wishes(),
+                () = sleep_until(at(self.tracer.ends_due())) => self.tracer.find_ended(),
                 () = sleep_until(next_status) => {
-                    line.update(&self.status(&mut trend));
+                    self.line.update(&self.status(&mut trend));
                     next_status += STATUS_PERIOD;
                 }
                 ready = notices.readable() => {
                     acknowledge(ready);
-                    if self.tracer.handle_notices() {
-                        break End::TargetExecuted;
-                    }
+                    self.tracer.handle_notices();
                 }
                 ready = log_ready.readable() => {
                     acknowledge(ready);
@@ -167,8 +229,29 @@ impl Run<'_> {
                 }
             }
         };
-        line.finish();
-        Ok(end)
+        self.line.finish();
+        self.finish(end)
+    }
+
+    /// Has the last words on what is no more written; tells whether that was all.
+    fn pass_on(&mut self) -> Option<End> {
+        let mut end = None;
+        for past in self.tracer.take_past() {
+            end = Some(if past.executed {
+                End::TargetExecuted
+            } else {
+                End::TargetEnded
+            });
+            let mut snapshot = past.snapshot;
+            if past.executed && !self.arguments.children {
+                snapshot
+                    .coverage
+                    .not_covered
+                    .push(self.explanation(End::TargetExecuted));
+            }
+            self.results.write_past(snapshot, past.executed);
+        }
+        end.filter(|_| self.tracer.living() == 0)
     }
 
     fn status(&self, trend: &mut Trend) -> Status {
@@ -183,105 +266,51 @@ impl Run<'_> {
         }
     }
 
-    /// Writes a numbered profile. A failure is told, and tracing goes on.
-    fn write_snapshot(&mut self) {
-        let snapshot = self.tracer.snapshot();
-        let profile = profile::heap(&snapshot, &mut self.symbolizer);
-        match self.directory.write_numbered("heap", &profile) {
-            Ok(path) => say(&format!("snapshot written to {}", path.display())),
-            Err(error) => log::error!("{error}"),
-        }
-    }
-
     fn finish(mut self, end: End) -> Result<(), Error> {
         self.tracer.stop();
-        self.explain(end);
-        let snapshot = self.tracer.snapshot();
+        // What ended or began at the very end.
+        self.tracer.handle_notices();
+        self.pass_on();
+        if !matches!(end, End::Asked | End::TimeUp) && !self.arguments.quiet {
+            say(&self.explanation(end));
+        }
+        self.say_what_became_of_the_program();
+        let last = self.tracer.snapshots();
         // Removing a probe waits for the kernel, some 50 ms each, one after the other.
-        let Self {
-            arguments,
-            tracer,
-            directory,
-            mut symbolizer,
-        } = self;
+        let Self { tracer, results, .. } = self;
         let detaching = std::thread::spawn(move || drop(tracer));
-        let reported = write_results(arguments, &directory, &snapshot, &mut symbolizer);
+        let reported = results.finish(last);
         // A panic there would have ended memtrace: there is no result to look at.
         let _detached = detaching.join();
         reported
     }
 
-    fn explain(&mut self, end: End) {
-        let pid = self.arguments.pid;
-        let text = match end {
-            End::Asked | End::TimeUp => return,
-            End::TargetEnded => format!("process {pid} has ended; this is what it held then"),
-            End::TargetExecuted => {
-                let text = format!(
-                    "process {pid} executed another program; this is what the one before it held \
-                     (trace {pid} again to see the new one)"
-                );
-                self.tracer.add_note(text.clone());
-                text
+    fn explanation(&self, end: End) -> String {
+        let pid = self.tracer.root().pid();
+        match end {
+            End::Asked | End::TimeUp => String::new(),
+            End::TargetEnded if self.arguments.children => {
+                "every process has ended; this is what each held then".to_owned()
             }
-        };
-        if !self.arguments.quiet {
-            say(&text);
+            End::TargetEnded => format!("process {pid} has ended; this is what it held then"),
+            End::TargetExecuted => format!(
+                "process {pid} executed another program; this is what the one before it held \
+                 (--children goes on with the new one)"
+            ),
         }
     }
-}
 
-/// Writes the final profile, then the report: a disk that is full does not cost the report.
-fn write_results(
-    arguments: &Arguments,
-    directory: &OutputDir,
-    snapshot: &Snapshot,
-    symbolizer: &mut Symbolizer,
-) -> Result<(), Error> {
-    let profile = profile::heap(snapshot, symbolizer);
-    let written = directory.write_final("heap", &profile);
-    if arguments.quiet {
-        written?;
-        return Ok(());
-    }
-    // From here on a second Ctrl-C may end memtrace: the reader of the report may never come.
-    super::signals::obey_no_more();
-    print_report(arguments, snapshot, symbolizer)?;
-    let path = written?;
-    print_lines(&format!(
-        "Profile: {path}\nOpen it: go tool pprof -http=: {path}\n",
-        path = path.display()
-    ))
-}
-
-/// Tells the person who watches; that nobody does must not cost the profile.
-fn say(text: &str) {
-    let _nobody_listens = writeln!(io::stderr().lock(), "memtrace: {text}");
-}
-
-fn print_report(
-    arguments: &Arguments,
-    snapshot: &Snapshot,
-    symbolizer: &mut Symbolizer,
-) -> Result<(), Error> {
-    let options = ReportOptions::for_stdout(arguments.top);
-    let mut text = Vec::new();
-    let written = write_report(&mut text, snapshot, symbolizer, &options);
-    tell(written.and_then(|()| io::stdout().lock().write_all(&text)))
-}
-
-fn print_lines(text: &str) -> Result<(), Error> {
-    tell(io::stdout().lock().write_all(text.as_bytes()))
-}
-
-/// A reader that has seen enough, such as `head`, is no failure.
-fn tell(written: io::Result<()>) -> Result<(), Error> {
-    match written {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(|source| Error::System {
-            what: "cannot write the report",
-            source,
-        }),
+    fn say_what_became_of_the_program(&mut self) {
+        let Target::Launched(launched) = &mut self.target else {
+            return;
+        };
+        if self.arguments.quiet {
+            return;
+        }
+        match launched.ended() {
+            Some(status) => say(&format!("the program ended: {status}")),
+            None => say(&format!("the program runs on as process {}", launched.pid())),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use memtrace_ebpf::layout::{Counter, EndReason, OVERFLOW_STACK, Stack, TICK_SHIF
 
 use super::history::Reading;
 use crate::{
-    kernel::{Books, RawStack},
+    kernel::{Books, Counters, RawStack},
     snapshot::{Losses, Site},
 };
 
@@ -29,10 +29,14 @@ pub fn live_bytes(books: &Books, count: usize) -> Vec<u64> {
         .collect()
 }
 
-/// The sums over all stacks.
-pub fn totals(books: &Books, count: usize) -> Totals {
+/// The sums over all stacks, and what these address spaces lost.
+pub fn totals(books: &Books, count: usize, spaces: impl Iterator<Item = u32>) -> Totals {
+    let counters = spaces.map(|space| books.counters(space));
+    let not_recorded = counters
+        .map(|counters| counters.get(Counter::BlocksFull) + counters.get(Counter::ThreadsFull))
+        .sum();
     let mut totals = Totals {
-        not_recorded: books.counter(Counter::BlocksFull) + books.counter(Counter::ThreadsFull),
+        not_recorded,
         ..Totals::default()
     };
     for stack in (0..count).map_while(|id| books.stack(id)) {
@@ -43,16 +47,17 @@ pub fn totals(books: &Books, count: usize) -> Totals {
     totals
 }
 
-/// Sites, losses, and failed calls.
-pub fn read(books: &Books, count: usize, earlier: Option<&Reading>) -> (Vec<Site>, Losses, u64) {
-    let stacks = books.used_stacks(count);
-    let losses = losses(books, &stacks);
+/// Sites of an address space, losses, and failed calls.
+pub fn read(books: &Books, count: usize, space: u32, earlier: Option<&Reading>) -> (Vec<Site>, Losses, u64) {
+    let stacks = books.used_stacks(count, space);
+    let counters = books.counters(space);
+    let losses = losses(&counters, &stacks);
     let now = now_ticks();
     let sites = stacks
         .into_iter()
         .map(|stack| site(stack, now, earlier))
         .collect();
-    (sites, losses, books.counter(Counter::FailedCalls))
+    (sites, losses, counters.get(Counter::FailedCalls))
 }
 
 fn site(stack: RawStack, now: u64, earlier: Option<&Reading>) -> Site {
@@ -64,6 +69,7 @@ fn site(stack: RawStack, now: u64, earlier: Option<&Reading>) -> Site {
         reading.live_bytes.get(stack.id as usize).copied().unwrap_or(0)
     });
     Site {
+        inherited: stack.books.origin != 0,
         frames: stack.frames,
         end: stack.end,
         alloc_objects: stack.books.alloc_objects,
@@ -83,20 +89,21 @@ fn live(stack: &Stack) -> (u64, u64) {
     )
 }
 
-fn losses(books: &Books, stacks: &[RawStack]) -> Losses {
+fn losses(counters: &Counters, stacks: &[RawStack]) -> Losses {
     let without_stack = stacks.iter().find(|stack| stack.id == OVERFLOW_STACK);
     Losses {
-        blocks_full: books.counter(Counter::BlocksFull),
-        blocks_full_bytes: books.counter(Counter::BlocksFullBytes),
-        threads_full: books.counter(Counter::ThreadsFull),
+        blocks_full: counters.get(Counter::BlocksFull),
+        blocks_full_bytes: counters.get(Counter::BlocksFullBytes),
+        threads_full: counters.get(Counter::ThreadsFull),
         without_stack: without_stack.map_or(0, |stack| stack.books.alloc_objects),
-        unmatched_frees: books.counter(Counter::UnmatchedFrees),
-        missed_frees: books.counter(Counter::MissedFrees),
-        abandoned_calls: books.counter(Counter::AbandonedCalls),
-        unmatched_returns: books.counter(Counter::UnmatchedReturns),
-        nested_too_deep: books.counter(Counter::NestedTooDeep),
-        unreadable_results: books.counter(Counter::UnreadableResults),
-        stale_mappings: books.counter(Counter::StaleMappings),
+        unmatched_frees: counters.get(Counter::UnmatchedFrees),
+        missed_frees: counters.get(Counter::MissedFrees),
+        abandoned_calls: counters.get(Counter::AbandonedCalls),
+        unmatched_returns: counters.get(Counter::UnmatchedReturns),
+        nested_too_deep: counters.get(Counter::NestedTooDeep),
+        unreadable_results: counters.get(Counter::UnreadableResults),
+        stale_mappings: counters.get(Counter::StaleMappings),
+        not_inherited: counters.get(Counter::NotInherited),
         truncated: truncated(stacks),
     }
 }

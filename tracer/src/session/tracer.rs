@@ -1,29 +1,26 @@
-//! Everything that is attached to one process, from the first reading of its mappings to the last snapshot.
+//! Everything that is attached, from the first reading of the mappings to the last snapshot.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     num::NonZeroU32,
     os::fd::BorrowedFd,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use memtrace_ebpf::layout::Notice;
+use memtrace_ebpf::layout::{Counter, NO_SPACE, Notice, NoticeKind};
 
-use super::{
-    Error,
-    history::History,
-    images::{Images, Probes},
-    snapshot,
-};
+use super::{Error, files::Files, history::History, images::Images, snapshot, space::Space};
 use crate::{
-    kernel::{FileTable, Limits, Programs, TableRoom},
-    snapshot::{Coverage, Snapshot},
-    target::{Change, Mapping, MappingReader, Process},
+    kernel::{FIRST_SPACE, Limits, Programs, TableRoom},
+    snapshot::{Coverage, Origin, Snapshot},
+    target::{Process, ProcessInfo},
 };
 
 /// Threads that can call the allocator in one run before calls are not recorded.
 const THREADS: u32 = 16 << 10;
+/// Processes that can be traced at once.
+const PROCESSES: u32 = 16 << 10;
 /// Distinct stacks of one run.
 const STACKS: u32 = 64 << 10;
 /// Frames of all distinct stacks.
@@ -35,36 +32,39 @@ const SPARE_PAGES: u32 = 32 << 10;
 /// Address ranges that all mappings together can take.
 const PREFIXES: u32 = 64 << 10;
 
-/// How long a wish to read the mappings has to wait after one that found nothing new.
-const WISH_PERIOD: Duration = Duration::from_secs(1);
-
-/// What a profile says that cannot show anything.
-const HEAP_NOT_VISIBLE: &str = "heap not visible: no mapped file defines malloc and free by name (a static, stripped \
-     or allocator-free program, or one that was only starting)";
+/// A process whose first thread has ended is looked at this long after: the kernel tells before it is done.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How to trace.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Live blocks that can be recorded at once.
     pub max_live: u32,
+    /// Trace what the process forks and executes, too.
+    pub children: bool,
     /// Attach programs that do nothing, to measure the cost of the probes alone.
     pub floor: bool,
 }
 
-/// A process with memtrace's probes in it. Dropping it removes them.
+/// An address space that is no more, with the last word on it.
+pub struct Past {
+    /// What it held.
+    pub snapshot: Snapshot,
+    /// Whether the process executed another program, rather than ended.
+    pub executed: bool,
+}
+
+/// The processes with memtrace's probes in them. Dropping it removes the probes.
 pub struct Tracer {
-    process: Arc<Process>,
-    reader: MappingReader,
-    programs: Programs,
-    tables: HashMap<(u64, u64), FileTable>,
-    coverage: Coverage,
-    probes: Probes,
-    floor: bool,
-    wishes_from: Option<Instant>,
-    knows_trampoline: bool,
+    pub(super) programs: Programs,
+    pub(super) files: Files,
+    pub(super) spaces: BTreeMap<u32, Space>,
+    pub(super) settings: Settings,
+    root: Arc<Process>,
     history: History,
-    started: SystemTime,
     clock: Instant,
+    past: Vec<Past>,
+    look_at_ends: Option<Instant>,
 }
 
 impl Tracer {
@@ -72,10 +72,17 @@ impl Tracer {
     ///
     /// # Errors
     /// When the process is gone, or the kernel refuses.
-    pub fn attach(process: Arc<Process>, settings: &Settings) -> Result<Self, Error> {
-        let mut reader = MappingReader::default();
-        let change = reader.refresh(&process)?;
-        let mut images = Images::read(&process, &change.added);
+    pub fn attach(process: Arc<Process>, origin: Origin, settings: &Settings) -> Result<Self, Error> {
+        let info = process.info().clone();
+        let mut space = Space::new(
+            FIRST_SPACE,
+            info,
+            Some(Arc::clone(&process)),
+            origin,
+            Duration::ZERO,
+        );
+        let change = space.reader.refresh(&process)?;
+        let images = Images::read(&process, &change.added);
         let limits = limits(settings, images.room());
         log::info!(
             "kernel memory: {} MiB for {} live blocks (--max-live), {} MiB for everything else",
@@ -83,45 +90,51 @@ impl Tracer {
             limits.blocks,
             limits.other_bytes() >> 20
         );
-        let programs = Programs::load(&limits, process.pid())?;
         let mut tracer = Self {
-            process,
-            reader,
-            programs,
-            tables: HashMap::new(),
-            probes: images.probes(),
-            floor: settings.floor,
-            wishes_from: None,
-            knows_trampoline: false,
-            coverage: images.take_coverage(),
+            programs: Programs::load(&limits, settings.children)?,
+            files: Files::default(),
+            spaces: BTreeMap::new(),
+            settings: *settings,
+            root: Arc::clone(&process),
             history: History::default(),
-            started: SystemTime::now(),
             clock: Instant::now(),
+            past: Vec::new(),
+            look_at_ends: None,
         };
-        tracer.add_mappings(&change, &images);
+        space.layout = tracer.files.new_layout();
+        tracer
+            .programs
+            .add_process(process.pid(), FIRST_SPACE, space.layout)?;
+        tracer.add_mappings(&mut space, &change, &images);
         tracer.programs.attach_process_events()?;
-        if tracer.coverage.allocators.is_empty() {
-            tracer.coverage.not_covered.insert(0, HEAP_NOT_VISIBLE.to_owned());
+        if let Err(error) = tracer.programs.attach_forks() {
+            if settings.children {
+                return Err(error.into());
+            }
+            log::info!("processes that borrow the address space (vfork) are not recorded: {error}");
         }
-        for (site, _) in &tracer.probes.sites {
-            log::info!("{}: {}", site.symbol, site.why);
+        tracer.attach_images(&mut space, images)?;
+        space.say_what_is_not_visible();
+        if let Some(anchor) = NonZeroU32::new(process.anchor()) {
+            tracer.programs.set_anchor(anchor);
         }
-        let anchor = NonZeroU32::new(tracer.process.anchor());
-        tracer.attach_probes(anchor.ok_or_else(|| Error::Usage("a process id is never 0".into()))?)?;
         tracer.programs.record(!settings.floor);
-        tracer.started = SystemTime::now();
+        space.started = SystemTime::now();
         tracer.clock = Instant::now();
+        tracer.spaces.insert(FIRST_SPACE, space);
         Ok(tracer)
     }
 
-    /// The process.
-    pub fn process(&self) -> &Process {
-        &self.process
+    /// The process that tracing began with.
+    pub fn root(&self) -> &Arc<Process> {
+        &self.root
     }
 
-    /// What is covered and what is not.
-    pub fn coverage(&self) -> &Coverage {
-        &self.coverage
+    /// What is covered of the process that tracing began with, and what is not.
+    pub fn coverage(&self) -> Coverage {
+        self.spaces
+            .get(&FIRST_SPACE)
+            .map_or_else(Coverage::default, |space| space.coverage.clone())
     }
 
     /// The loaded programs, for their log.
@@ -139,20 +152,50 @@ impl Tracer {
         self.clock.elapsed()
     }
 
-    /// Acts on what the programs told; `true` if the process executed another program.
-    pub fn handle_notices(&mut self) -> bool {
-        let notices = self.programs.take_notices();
-        if notices.contains(&Notice::Executed) {
-            return true;
+    /// How many address spaces are traced.
+    pub fn living(&self) -> usize {
+        self.spaces.len()
+    }
+
+    /// Acts on what the programs told.
+    pub fn handle_notices(&mut self) {
+        for (kind, notice) in self.programs.take_notices() {
+            match kind {
+                NoticeKind::MappingsChanged => self.refresh(notice.space),
+                NoticeKind::AnchorEnded => self.rebind(),
+                NoticeKind::Forked => self.add_child(&notice),
+                NoticeKind::Executed => self.add_executed(&notice),
+                NoticeKind::Ended => self.look_at_ends = Some(Instant::now() + LOOK_AGAIN),
+            }
         }
-        // A thread that has ended has no mappings to read.
-        if notices.contains(&Notice::AnchorEnded) {
-            self.rebind();
+    }
+
+    /// When [`Tracer::find_ended`] is due.
+    pub fn ends_due(&self) -> Option<Instant> {
+        self.look_at_ends
+    }
+
+    /// Finds processes that have ended.
+    pub fn find_ended(&mut self) {
+        self.look_at_ends = None;
+        let ended = self.spaces.values().filter(|space| space.has_ended());
+        let ended: Vec<_> = ended.map(|space| space.id).collect();
+        for id in ended {
+            self.end(id, false);
         }
-        if notices.contains(&Notice::MappingsChanged) {
-            self.refresh();
+    }
+
+    /// The address spaces that are no more, since the last call.
+    pub fn take_past(&mut self) -> Vec<Past> {
+        std::mem::take(&mut self.past)
+    }
+
+    /// Whether the process is stopped whenever its dynamic linker changed its mappings, so that nothing is missed.
+    pub fn hold(&mut self, on: bool) {
+        self.programs.hold(on);
+        for space in self.spaces.values_mut() {
+            space.is_held = on;
         }
-        false
     }
 
     /// Stops recording, so that the next snapshot is the last word.
@@ -160,18 +203,11 @@ impl Tracer {
         self.programs.record(false);
     }
 
-    /// Says in the profile that something is not covered.
-    pub fn add_note(&mut self, note: String) {
-        if !self.coverage.not_covered.contains(&note) {
-            self.coverage.not_covered.push(note);
-        }
-    }
-
     /// Keeps a reading for later comparison, if one is due.
     pub fn observe(&mut self) {
         let elapsed = self.elapsed();
         if self.history.is_due(elapsed) {
-            self.find_trampoline();
+            self.find_trampolines();
             let count = self.programs.stack_count();
             self.history
                 .keep(elapsed, snapshot::live_bytes(self.programs.books(), count));
@@ -185,171 +221,153 @@ impl Tracer {
 
     /// Live bytes, live objects, and events that were not recorded.
     pub fn totals(&self) -> snapshot::Totals {
-        snapshot::totals(self.programs.books(), self.programs.stack_count())
+        snapshot::totals(
+            self.programs.books(),
+            self.programs.stack_count(),
+            self.spaces.keys().copied(),
+        )
     }
 
-    /// Reads the books.
-    pub fn snapshot(&self) -> Snapshot {
+    /// Reads the books of every address space.
+    pub fn snapshots(&self) -> Vec<Snapshot> {
+        self.spaces.values().map(|space| self.snapshot(space)).collect()
+    }
+
+    fn snapshot(&self, space: &Space) -> Snapshot {
         let elapsed = self.elapsed();
         let earlier = self.history.half_way(elapsed);
-        let (sites, losses, failed_calls) =
-            snapshot::read(self.programs.books(), self.programs.stack_count(), earlier);
+        let books = self.programs.books();
+        let (mut sites, losses, failed_calls) =
+            snapshot::read(books, self.programs.stack_count(), space.id, earlier);
+        let mappings = space.reader.mappings();
+        for frame in sites.iter_mut().flat_map(|site| site.frames.iter_mut()) {
+            *frame = mappings.place(*frame);
+        }
+        let mut coverage = space.coverage.clone();
+        let common = books.counters(NO_SPACE);
+        let not_followed = common.get(Counter::ProcessesFull);
+        if not_followed > 0 {
+            coverage.not_covered.push(format!(
+                "{not_followed} processes are not traced: the table of processes was full"
+            ));
+        }
+        let unheard = common.get(Counter::NoticesLost);
+        if unheard > 0 {
+            coverage.not_covered.push(format!(
+                "{unheard} forks, execs or changes of mappings went unnoticed: they came too fast"
+            ));
+        }
         Snapshot {
-            process: self.process.info().clone(),
-            started: self.started,
-            duration: elapsed,
-            recent: earlier.map_or(Duration::ZERO, |reading| elapsed.saturating_sub(reading.at)),
+            space: space.id,
+            process: space.info.clone(),
+            origin: space.origin.clone(),
+            started: space.started,
+            duration: elapsed.saturating_sub(space.since),
+            recent: earlier
+                .filter(|reading| reading.at >= space.since)
+                .map_or(Duration::ZERO, |reading| elapsed.saturating_sub(reading.at)),
             sites,
             losses,
-            coverage: self.coverage.clone(),
+            coverage,
             failed_calls,
-            mappings: self.reader.mappings(),
+            mappings,
         }
     }
 
-    /// Reads the mappings again.
-    ///
-    /// A walk that ends nowhere asks for this, too. When there was nothing new, the next wish has to wait: code that
-    /// cannot be unwound must not keep memtrace busy.
-    fn refresh(&mut self) {
-        self.programs.mappings_wanted();
-        match self.reader.refresh(&self.process) {
-            Ok(change) if change.is_empty() => self.wishes_from = Some(Instant::now() + WISH_PERIOD),
-            Ok(change) => {
-                let is_new = |mapping: &&Arc<Mapping>| !self.tables.contains_key(&mapping.file_id);
-                let unknown: Vec<_> = change.added.iter().filter(is_new).cloned().collect();
-                self.name_mappings(&unknown);
-                let images = Images::read(&self.process, &unknown);
-                self.add_mappings(&change, &images);
-                self.attach_late(images);
-                self.programs.mappings_changed();
-                self.programs.accept_wishes();
+    /// A process was forked: it has its parent's memory and mappings.
+    fn add_child(&mut self, notice: &Notice) {
+        let process = Process::open_made_at(notice.process, notice.time)
+            .ok()
+            .map(Arc::new);
+        let parent = self.spaces.get(&notice.earlier);
+        // By now it may have executed another program, which has another name.
+        let info = ProcessInfo {
+            pid: notice.process,
+            ..parent.map_or_else(ProcessInfo::default, |parent| parent.info.clone())
+        };
+        let origin = Origin::Forked {
+            parent: parent.map_or(0, |parent| parent.info.pid),
+        };
+        let mut space = Space::new(notice.space, info, process, origin, self.elapsed());
+        if let Some(parent) = parent {
+            space.layout = parent.layout;
+            space.reader = parent.reader.clone();
+            space.bound.clone_from(&parent.bound);
+            space.coverage = parent.coverage.clone();
+            self.files.share_layout(parent.layout);
+        }
+        if space.process.is_none() {
+            self.look_at_ends.get_or_insert_with(Instant::now);
+        }
+        self.spaces.insert(notice.space, space);
+    }
+
+    /// A process executed a program: one address space ends, and another begins.
+    fn add_executed(&mut self, notice: &Notice) {
+        let owner = self.spaces.get(&notice.earlier).map(|space| space.info.clone());
+        let had_own = owner.as_ref().is_some_and(|info| info.pid == notice.process);
+        if had_own {
+            self.end(notice.earlier, true);
+        }
+        if !self.settings.children {
+            return;
+        }
+        let process = Process::open(notice.process).ok().map(Arc::new);
+        let info = process.as_ref().map_or_else(
+            || ProcessInfo {
+                pid: notice.process,
+                ..ProcessInfo::default()
+            },
+            |process| process.info().clone(),
+        );
+        let before = owner.map_or_else(String::new, |info| info.name);
+        let origin = if had_own {
+            Origin::Executed { before }
+        } else {
+            Origin::Forked {
+                parent: self.spaces.get(&notice.earlier).map_or(0, |space| space.info.pid),
             }
-            Err(error) => log::debug!("the mappings were not read again: {error}"),
+        };
+        let mut space = Space::new(notice.space, info, process, origin, self.elapsed());
+        space.layout = self.files.new_layout();
+        let described = self.programs.spaces().describe(space.id, space.layout, 0);
+        if let Err(error) = described {
+            space.add_note(format!("stacks are not unwound: {error}"));
         }
+        self.spaces.insert(space.id, space);
+        self.refresh(notice.space);
     }
 
-    /// Attaches to allocators that came after tracing began, such as the C library of a program that was only starting.
-    fn attach_late(&mut self, mut images: Images) {
-        let late = images.probes();
-        let coverage = images.take_coverage();
-        for note in coverage.not_covered {
-            self.add_note(note);
-        }
-        let (Some(anchor), false) = (
-            NonZeroU32::new(self.process.anchor()),
-            coverage.allocators.is_empty(),
-        ) else {
+    /// The last word on an address space.
+    fn end(&mut self, id: u32, executed: bool) {
+        let Some(mut space) = self.spaces.remove(&id) else {
             return;
         };
-        let first = self.probes.sites.len();
-        self.probes.sites.extend(late.sites);
-        let attached = self.probes.sites[first..].iter().try_for_each(|(site, file)| {
-            log::info!("{}: {}", site.symbol, site.why);
-            self.programs.attach_site(site, file, anchor, self.floor)
-        });
-        match attached {
-            Ok(()) => {
-                let from = format!("from {:.1} s on", self.elapsed().as_secs_f64());
-                let allocators = coverage
-                    .allocators
-                    .iter()
-                    .map(|allocator| format!("{allocator} ({from})"));
-                self.coverage.allocators.extend(allocators);
-                self.coverage.not_covered.retain(|note| note != HEAP_NOT_VISIBLE);
-            }
-            Err(error) => self.add_note(format!(
-                "an allocator that was loaded later is not probed: {error}"
-            )),
+        space.say_what_is_not_visible();
+        let snapshot = self.snapshot(&space);
+        // Most forks only execute a program: of such a moment there is nothing to tell.
+        let is_idle = snapshot.sites.iter().all(|site| site.inherited);
+        if !(executed && is_idle && matches!(space.origin, Origin::Forked { .. })) {
+            self.past.push(Past { snapshot, executed });
         }
-    }
-
-    /// When programs may ask for the mappings again, if they may not now.
-    pub fn wishes_from(&self) -> Option<Instant> {
-        self.wishes_from
-    }
-
-    /// Lets programs ask for the mappings again.
-    pub fn accept_wishes(&mut self) {
-        self.wishes_from = None;
-        self.programs.accept_wishes();
+        self.programs.spaces().forget(space.info.pid, id);
+        if self.files.leave_layout(space.layout) {
+            self.programs.tables().remove_layout(space.layout);
+        }
     }
 
     /// Finds where return probes return to, which is known only some time after the first.
-    fn find_trampoline(&mut self) {
-        if self.knows_trampoline {
-            return;
-        }
-        if let Ok(Some(address)) = self.process.trampoline() {
-            self.programs.set_trampoline(address);
-            self.knows_trampoline = true;
-        }
-    }
-
-    /// Until its table is read, which takes a while for a large library, stacks end in a mapping by name.
-    fn name_mappings(&mut self, mappings: &[Arc<Mapping>]) {
-        for mapping in mappings {
-            // Should there be no room, it is told when the mapping is added with its table.
-            let _no_room = self.programs.tables().add_mapping(mapping, FileTable::NONE);
-        }
-    }
-
-    fn add_mappings(&mut self, change: &Change, images: &Images) {
-        for mapping in &change.removed {
-            self.programs.tables().remove_mapping(mapping);
-        }
-        for mapping in &change.added {
-            let file = self.table_of(mapping, images);
-            if let Err(error) = self.programs.tables().add_mapping(mapping, file) {
-                self.add_note(format!("stacks stop in {}: {error}", mapping.file_name()));
+    fn find_trampolines(&mut self) {
+        for space in self.spaces.values_mut().filter(|space| space.trampoline == 0) {
+            let Some(process) = &space.process else { continue };
+            let Ok(Some(address)) = process.trampoline() else {
+                continue;
+            };
+            match self.programs.spaces().describe(space.id, space.layout, address) {
+                Ok(()) => space.trampoline = address,
+                Err(error) => log::debug!("{error}"),
             }
         }
-        if change.unnamed > 0 {
-            self.add_note(format!(
-                "stacks stop in {} mappings: too many came and went",
-                change.unnamed
-            ));
-        }
-    }
-
-    fn table_of(&mut self, mapping: &Mapping, images: &Images) -> FileTable {
-        if let Some(&table) = self.tables.get(&mapping.file_id) {
-            return table;
-        }
-        let table = match images.table(mapping) {
-            Ok(Some(table)) => match self.programs.tables().add_file(table) {
-                Some(placed) => placed,
-                None => {
-                    self.add_note(format!(
-                        "stacks stop in {}: no room for its unwind table",
-                        mapping.file_name()
-                    ));
-                    FileTable::NONE
-                }
-            },
-            Ok(None) => FileTable::FRAME_POINTERS,
-            Err(reason) => {
-                self.add_note(format!("stacks stop in {}: {reason}", mapping.file_name()));
-                FileTable::NONE
-            }
-        };
-        // Mappings without a file have no id to be known again by.
-        if mapping.file_id.1 != 0 {
-            self.tables.insert(mapping.file_id, table);
-        }
-        table
-    }
-
-    /// Attaches every probe, bound to this thread's address space.
-    fn attach_probes(&mut self, anchor: NonZeroU32) -> Result<(), Error> {
-        for (site, file) in &self.probes.sites {
-            self.programs.attach_site(site, file, anchor, self.floor)?;
-        }
-        if let Some((offset, file)) = &self.probes.linker {
-            self.programs.attach_linker(*offset, file, anchor)?;
-        }
-        self.programs.set_anchor(anchor);
-        Ok(())
     }
 
     /// The thread that the probes were bound to has ended: binds them to another.
@@ -357,23 +375,28 @@ impl Tracer {
     /// The old ones stay until the end. They are dead, and removing them takes longer than is good here.
     fn rebind(&mut self) {
         let began = Instant::now();
-        let Some(anchor) = self.process.choose_anchor() else {
+        let Some(anchor) = self.root.choose_anchor() else {
             return;
         };
-        let result = self.attach_probes(anchor);
+        let result = self
+            .files
+            .attach_again(&mut self.programs, &self.settings, anchor);
+        self.programs.set_anchor(anchor);
         let ended = "the thread that the probes were bound to ended";
-        self.add_note(match result {
+        let note = match result {
             Ok(()) => format!(
                 "{ended} after {:.1} s; nothing was recorded for some {} ms, until they were bound to another",
                 self.elapsed().as_secs_f64(),
                 began.elapsed().as_millis() + 1
             ),
-            Err(error) => format!("{ended}, and they could not be bound to another: nothing was recorded since ({error})"),
-        });
-        log::warn!(
-            "{}",
-            self.coverage.not_covered.last().map_or(ended, String::as_str)
-        );
+            Err(error) => format!(
+                "{ended}, and they could not be bound to another: nothing was recorded since ({error})"
+            ),
+        };
+        log::warn!("{note}");
+        for space in self.spaces.values_mut() {
+            space.add_note(note.clone());
+        }
     }
 }
 
@@ -386,6 +409,7 @@ fn limits(settings: &Settings, room: TableRoom) -> Limits {
     Limits {
         blocks: settings.max_live,
         threads: THREADS,
+        processes: PROCESSES,
         stacks: STACKS,
         frames: FRAMES,
         tables,

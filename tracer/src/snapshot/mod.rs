@@ -12,6 +12,8 @@ use crate::target::{Mappings, ProcessInfo};
 /// One code path that allocated, with its books. Sizes are bytes.
 #[derive(Clone, Debug)]
 pub struct Site {
+    /// Whether these blocks are from before the fork that made the process.
+    pub inherited: bool,
     /// The stack, innermost frame first, as packed by [`memtrace_ebpf::unwind::frame`].
     pub frames: Vec<u64>,
     /// Why the walk of this stack stopped.
@@ -55,6 +57,8 @@ pub struct Losses {
     pub unreadable_results: u64,
     /// Blocks booked while libraries came or went: their stacks may name the wrong one.
     pub stale_mappings: u64,
+    /// Stacks of inherited blocks that are missing.
+    pub not_inherited: u64,
     /// Blocks whose stack is not complete, by reason; never [`EndReason::Complete`].
     pub truncated: Vec<(EndReason, u64)>,
 }
@@ -68,11 +72,35 @@ pub struct Coverage {
     pub not_covered: Vec<String>,
 }
 
+/// How a process came to be traced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// memtrace attached to it while it ran.
+    #[default]
+    Attached,
+    /// memtrace started it, and saw everything.
+    Started,
+    /// A traced process forked it.
+    Forked {
+        /// That process's id.
+        parent: u32,
+    },
+    /// A traced process executed another program, which ended one heap and began this one.
+    Executed {
+        /// The name of the program before.
+        before: String,
+    },
+}
+
 /// The state of one process's heap at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
+    /// The number of the address space, unique in this run.
+    pub space: u32,
     /// Whose heap this is.
     pub process: ProcessInfo,
+    /// How the process came to be traced.
+    pub origin: Origin,
     /// When tracing began.
     pub started: SystemTime,
     /// From `started` until this snapshot.
@@ -89,4 +117,12 @@ pub struct Snapshot {
     pub failed_calls: u64,
     /// The executable mappings that frames refer to.
     pub mappings: Arc<Mappings>,
+}
+
+impl Snapshot {
+    /// Bytes and blocks that live.
+    pub fn live(&self) -> (u64, u64) {
+        let sum = |value: fn(&Site) -> u64| self.sites.iter().map(value).sum();
+        (sum(|site| site.live_bytes), sum(|site| site.live_objects))
+    }
 }

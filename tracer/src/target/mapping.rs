@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use memtrace_ebpf::unwind::frame;
 use object::{Object as _, ObjectSegment as _, ReadCache, ReadRef, SegmentFlags};
 use procfs::process::{MMPermissions, MMapPath, MemoryMap};
 
@@ -75,6 +76,25 @@ impl Mappings {
     }
 }
 
+impl Mappings {
+    /// A stored frame that a program knew no mapping for, with the mapping that was read later: the only one that ever was
+    /// at this address.
+    pub fn place(&self, packed: u64) -> u64 {
+        if frame::mapping(packed) != 0 {
+            return packed;
+        }
+        let address = frame::lookup_address(packed);
+        let mut there = self
+            .all
+            .iter()
+            .filter(|mapping| (mapping.begin..mapping.end).contains(&address));
+        match (there.next(), there.next()) {
+            (Some(mapping), None) => packed | u64::from(mapping.id) << 48,
+            _ => packed,
+        }
+    }
+}
+
 /// What a reading found different from the one before.
 #[derive(Debug, Default)]
 pub struct Change {
@@ -96,8 +116,8 @@ impl Change {
 /// What makes two mappings the same one: a library that comes back to its old place keeps its id.
 type Identity = (u64, u64, u64, (u64, u64), PathBuf);
 
-/// Keeps [`Mappings`] up to date with a living process.
-#[derive(Debug, Default)]
+/// Keeps [`Mappings`] up to date with a living process. A copy serves the process's child.
+#[derive(Clone, Debug, Default)]
 pub struct MappingReader {
     known: Arc<Mappings>,
     ids: HashMap<Identity, u16>,

@@ -39,6 +39,14 @@ pub enum TargetError {
         /// Its name.
         name: String,
     },
+    /// A program could not be executed.
+    #[error("cannot start {program}: {source}")]
+    NotStarted {
+        /// The program asked for.
+        program: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// memtrace was pointed at itself.
     #[error("memtrace cannot trace itself")]
     Own,

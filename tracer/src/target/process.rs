@@ -9,8 +9,8 @@ use std::{
 };
 
 use procfs::{
-    FromBufRead as _,
-    process::{MMapPath, MemoryMap, MemoryMaps, Status},
+    FromBufRead as _, FromRead as _,
+    process::{MMapPath, MemoryMap, MemoryMaps, Stat, Status},
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -20,7 +20,7 @@ use rustix::{
 use super::TargetError;
 
 /// What is known of the target, kept after it is gone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ProcessInfo {
     /// The process id, in memtrace's PID namespace.
     pub pid: u32,
@@ -134,6 +134,46 @@ impl Process {
         let thread = NonZeroU32::new(living.tid as u32)?;
         self.anchor.store(thread.get(), Ordering::Relaxed);
         Some(thread)
+    }
+
+    /// Finds a process that a program told of, which was made at this time (`CLOCK_BOOTTIME`, nanoseconds): one that has
+    /// its id by now is not taken for it.
+    ///
+    /// # Errors
+    /// As [`Process::open`]; [`TargetError::Ended`] if another process has the id.
+    pub fn open_made_at(pid: u32, nanoseconds: u64) -> Result<Self, TargetError> {
+        let process = Self::open(pid)?;
+        let stat = std::fs::read(format!("/proc/{pid}/stat")).map_err(|error| lost(pid, error))?;
+        let stat = Stat::from_read(String::from_utf8_lossy(&stat).as_bytes());
+        let began = stat
+            .map_err(|error| lost(pid, io::Error::other(error)))?
+            .starttime;
+        let per_second = procfs::ticks_per_second();
+        // The kernel notes the start a little before it tells, and ids come back only after all others were used.
+        let told = nanoseconds / (1_000_000_000 / per_second);
+        if began > told + per_second {
+            return Err(TargetError::Ended { pid });
+        }
+        Ok(process)
+    }
+
+    /// Whether a dynamic linker is mapped, which will map more.
+    pub fn has_interpreter(&self) -> bool {
+        // `AT_BASE` is where the kernel mapped it (`include/uapi/linux/auxvec.h`).
+        const AT_BASE: u64 = 7;
+        let pid = i32::try_from(self.info.pid).unwrap_or(0);
+        let auxv = procfs::process::Process::new(pid).and_then(|process| process.auxv());
+        auxv.is_ok_and(|auxv| auxv.get(&AT_BASE).is_some_and(|&base| base != 0))
+    }
+
+    /// The threads that live, as far as is known.
+    pub fn threads(&self) -> Vec<NonZeroU32> {
+        let Ok(pid) = i32::try_from(self.info.pid) else {
+            return Vec::new();
+        };
+        let tasks = procfs::process::Process::new(pid).and_then(|process| process.tasks());
+        let ids = tasks.into_iter().flatten().flatten().map(|task| task.tid as u32);
+        ids.filter_map(NonZeroU32::new).collect()
     }
 
     /// `/proc/PID/maps`.

@@ -1,0 +1,253 @@
+//! Where programs are attached to, and for whom.
+
+use std::{
+    fs::File,
+    io,
+    num::NonZeroU32,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        UProbe,
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
+    },
+};
+
+use super::{
+    KernelError,
+    perf::{self, Watched},
+    tracefs::Tracefs,
+};
+
+/// A program at a place in a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Point<'a> {
+    /// The program.
+    pub program: &'static str,
+    /// Whether it runs at the return from the function at this place.
+    pub is_return: bool,
+    /// The file.
+    pub file: &'a File,
+    /// Where in the file (bytes).
+    pub offset: u64,
+    /// What the program is told.
+    pub cookie: u64,
+}
+
+/// The points that were attached together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Batch(usize);
+
+/// Attaches programs, for as long as it lives.
+#[derive(Debug)]
+pub enum Attacher {
+    /// In the address space of one thread. The kernel's `uprobe` events serve: nothing remains of them, whatever happens.
+    OneProcess,
+    /// In the address spaces of all processes that descend from the threads given, from their first instruction on. Only
+    /// events of the trace file system can be inherited.
+    Descendants(Following),
+}
+
+/// What is attached for processes and their descendants.
+#[derive(Debug)]
+pub struct Following {
+    tracefs: Tracefs,
+    batches: Vec<Vec<Event>>,
+}
+
+/// One event of the trace file system. It can have many places, but one program with one cookie.
+#[derive(Debug)]
+struct Event {
+    name: String,
+    number: u64,
+    /// Carries the program. It must not be inherited: with the first child's end the kernel would take the program off
+    /// all of them (`kernel/events/core.c`, `perf_event_free_bpf_prog`).
+    _carrier: (OwnedFd, OwnedFd),
+    /// Decide in which address spaces the places are live.
+    filters: Vec<OwnedFd>,
+}
+
+impl Attacher {
+    /// For processes and their descendants.
+    ///
+    /// # Errors
+    /// When there is no trace file system.
+    pub fn following() -> io::Result<Self> {
+        Ok(Self::Descendants(Following {
+            tracefs: Tracefs::open()?,
+            batches: Vec::new(),
+        }))
+    }
+
+    /// Attaches programs in this order, for these threads.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach(
+        &mut self,
+        ebpf: &mut Ebpf,
+        points: &[Point<'_>],
+        threads: &[NonZeroU32],
+    ) -> Result<Batch, KernelError> {
+        match self {
+            Self::OneProcess => {
+                for (point, &thread) in points.iter().flat_map(|p| threads.iter().map(move |t| (p, t))) {
+                    attach_one(ebpf, point, thread)?;
+                }
+                Ok(Batch(0))
+            }
+            Self::Descendants(following) => {
+                let Some(&first) = threads.first() else {
+                    return Err(KernelError::NoThread);
+                };
+                let batch = following.define(ebpf, points, first)?;
+                following.bind(batch, threads)?;
+                Ok(batch)
+            }
+        }
+    }
+
+    /// Makes what was attached live for more threads and their descendants.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn bind(&mut self, batch: Batch, threads: &[NonZeroU32]) -> Result<(), KernelError> {
+        match self {
+            Self::OneProcess => Ok(()),
+            Self::Descendants(following) => following.bind(batch, threads),
+        }
+    }
+}
+
+impl Following {
+    fn define(
+        &mut self,
+        ebpf: &mut Ebpf,
+        points: &[Point<'_>],
+        first: NonZeroU32,
+    ) -> Result<Batch, KernelError> {
+        let batch = Batch(self.batches.len());
+        self.batches.push(Vec::new());
+        let mut groups: Vec<Vec<Point<'_>>> = Vec::new();
+        let same = |a: &Point<'_>, b: &Point<'_>| (a.program, a.cookie) == (b.program, b.cookie);
+        for point in points {
+            match groups.iter_mut().find(|group| same(&group[0], point)) {
+                Some(group) => group.push(*point),
+                None => groups.push(vec![*point]),
+            }
+        }
+        for (index, group) in groups.iter().enumerate() {
+            let name = format!("e{}_{index}", batch.0);
+            let event = self.define_event(ebpf, name, group, first)?;
+            self.batches[batch.0].push(event);
+        }
+        Ok(batch)
+    }
+
+    fn define_event(
+        &self,
+        ebpf: &mut Ebpf,
+        name: String,
+        places: &[Point<'_>],
+        first: NonZeroU32,
+    ) -> Result<Event, KernelError> {
+        let Point { program, cookie, .. } = places[0];
+        let refused = |what| {
+            move |source| KernelError::Event {
+                what,
+                name: program,
+                source,
+            }
+        };
+        for place in places {
+            let defined = self
+                .tracefs
+                .define(&name, &own_path(place.file), place.offset, place.is_return);
+            defined.map_err(refused("define"))?;
+        }
+        let number = self.tracefs.event(&name).map_err(refused("find"))?;
+        let carrier = perf::open(number, Watched::Thread(first.get())).map_err(refused("open"))?;
+        let link = perf::link(loaded(ebpf, program)?, &carrier, cookie).map_err(refused("use"))?;
+        Ok(Event {
+            name,
+            number,
+            _carrier: (link, carrier),
+            filters: Vec::new(),
+        })
+    }
+
+    fn bind(&mut self, batch: Batch, threads: &[NonZeroU32]) -> Result<(), KernelError> {
+        for event in self.batches.get_mut(batch.0).into_iter().flatten() {
+            for thread in threads.iter().map(|thread| thread.get()) {
+                match perf::open(event.number, Watched::Descendants(thread)) {
+                    Ok(filter) => event.filters.push(filter),
+                    // It has ended meanwhile.
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                    Err(source) => {
+                        return Err(KernelError::Event {
+                            what: "open",
+                            name: "for a thread",
+                            source,
+                        });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        for event in self.batches.drain(..).flatten() {
+            let name = event.name.clone();
+            // The kernel keeps an event as long as it has descriptors.
+            drop(event);
+            if let Err(error) = self.tracefs.remove(&name) {
+                log::debug!("the event {name} stays defined: {error}");
+            }
+        }
+    }
+}
+
+fn attach_one(ebpf: &mut Ebpf, point: &Point<'_>, thread: NonZeroU32) -> Result<(), KernelError> {
+    let name = point.program;
+    loaded(ebpf, name)?;
+    let refused = |source| KernelError::Program {
+        name,
+        place: format!(" at file offset {:#x}", point.offset),
+        source,
+    };
+    let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+    let program: &mut UProbe = program.try_into().map_err(refused)?;
+    let place = UProbeAttachPoint {
+        location: UProbeAttachLocation::AbsoluteOffset(point.offset),
+        cookie: Some(point.cookie),
+    };
+    program
+        .attach(place, own_path(point.file), UProbeScope::OneProcess(thread))
+        .map_err(refused)?;
+    Ok(())
+}
+
+/// A program's descriptor; it is loaded if it was not so far.
+fn loaded<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, KernelError> {
+    let refused = |source| KernelError::Program {
+        name,
+        place: String::new(),
+        source,
+    };
+    let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+    let program: &mut UProbe = program.try_into().map_err(refused)?;
+    if program.fd().is_err() {
+        program.load().map_err(refused)?;
+    }
+    Ok(program.fd().map_err(refused)?.as_fd())
+}
+
+/// A path to an open file, whatever became of its name.
+fn own_path(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}

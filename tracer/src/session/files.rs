@@ -1,0 +1,141 @@
+//! What is known and attached of each file, however many processes map it.
+
+use std::{collections::HashMap, fs::File, num::NonZeroU32, sync::Arc};
+
+use super::{Settings, images::Image};
+use crate::{
+    kernel::{Batch, FileTable, KernelError, Programs},
+    probe::Site,
+    target::Mapping,
+};
+
+/// Device and inode.
+pub type FileId = (u64, u64);
+
+/// The allocation functions and the dynamic linker's hook of some files.
+#[derive(Clone, Default)]
+pub struct Probes {
+    /// Allocation functions, with the file they are in, in the order in which they are attached.
+    pub sites: Vec<(Site, Arc<File>)>,
+    /// Where the dynamic linker reports changes: file offset and file.
+    pub linker: Option<(u64, Arc<File>)>,
+}
+
+impl Probes {
+    /// Whether there is nothing to attach.
+    pub fn is_empty(&self) -> bool {
+        self.sites.is_empty() && self.linker.is_none()
+    }
+}
+
+/// What is kept of a file.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Its unwind table.
+    pub table: Option<FileTable>,
+    /// Its probes, if it has any.
+    pub batch: Option<Batch>,
+    /// For the profile: which of its functions are covered.
+    pub allocator: Option<String>,
+    /// For the profile: what is not covered.
+    pub notes: Vec<String>,
+}
+
+/// All files, and who uses which set of mappings.
+#[derive(Default)]
+pub struct Files {
+    known: HashMap<FileId, Known>,
+    /// What was attached, to attach it again.
+    attached: Vec<Probes>,
+    layouts: HashMap<u32, u32>,
+    last_layout: u32,
+}
+
+impl Files {
+    /// What is known of the file behind a mapping. Memory without a file has no id to be known by.
+    pub fn get(&self, mapping: &Mapping) -> Option<&Known> {
+        self.known
+            .get(&mapping.file_id)
+            .filter(|_| mapping.file_id.1 != 0)
+    }
+
+    /// Remembers what an image says of its allocator.
+    pub fn remember(&mut self, image: &Image, batch: Option<Batch>) {
+        let known = self.known.entry(image.file_id()).or_default();
+        known.batch = batch;
+        known.allocator = image.allocator();
+        known.notes = image.notes();
+    }
+
+    /// Remembers where a file's table is.
+    pub fn remember_table(&mut self, mapping: &Mapping, table: FileTable) {
+        if mapping.file_id.1 != 0 {
+            self.known.entry(mapping.file_id).or_default().table = Some(table);
+        }
+    }
+
+    /// Attaches probes that are not attached so far.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach(
+        &mut self,
+        programs: &mut Programs,
+        probes: Probes,
+        settings: &Settings,
+        threads: &[NonZeroU32],
+    ) -> Result<Batch, KernelError> {
+        for (site, _) in &probes.sites {
+            log::info!("{}: {}", site.symbol, site.why);
+        }
+        let batch = programs.attach_sites(&probes.sites, probes.linker.as_ref(), settings.floor, threads)?;
+        self.attached.push(probes);
+        Ok(batch)
+    }
+
+    /// Attaches everything anew, for another thread.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_again(
+        &self,
+        programs: &mut Programs,
+        settings: &Settings,
+        thread: NonZeroU32,
+    ) -> Result<(), KernelError> {
+        for probes in &self.attached {
+            programs.attach_sites(&probes.sites, probes.linker.as_ref(), settings.floor, &[thread])?;
+        }
+        Ok(())
+    }
+
+    /// A set of mappings with one user.
+    pub fn new_layout(&mut self) -> u32 {
+        self.last_layout += 1;
+        self.layouts.insert(self.last_layout, 1);
+        self.last_layout
+    }
+
+    /// One more uses the set.
+    pub fn share_layout(&mut self, layout: u32) {
+        *self.layouts.entry(layout).or_default() += 1;
+    }
+
+    /// One fewer uses the set; true if nobody does any more.
+    pub fn leave_layout(&mut self, layout: u32) -> bool {
+        let Some(users) = self.layouts.get_mut(&layout) else {
+            return false;
+        };
+        *users -= 1;
+        let unused = *users == 0;
+        if unused {
+            self.layouts.remove(&layout);
+        }
+        unused
+    }
+
+    /// Whether others use the set, too.
+    pub fn is_shared(&self, layout: u32) -> bool {
+        self.layouts.get(&layout).is_some_and(|&users| users > 1)
+    }
+}

@@ -1,0 +1,258 @@
+//! Keeps what the programs know of an address space's mappings, and what is attached there, up to date.
+
+use std::{
+    collections::HashSet,
+    num::NonZeroU32,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use memtrace_ebpf::layout::Wish;
+
+use super::{Error, Tracer, images::Images, space::Space};
+use crate::{
+    kernel::{Batch, FileTable},
+    target::{Change, Mapping, Process},
+};
+
+/// How long a wish to read the mappings has to wait after one that found nothing new.
+const WISH_PERIOD: Duration = Duration::from_secs(1);
+/// How often the threads of a process are listed until no new one is found.
+const LISTINGS: usize = 8;
+
+/// What a profile says that cannot show anything.
+const HEAP_NOT_VISIBLE: &str = "heap not visible: no mapped file defines malloc and free by name (a static, stripped \
+     or allocator-free program, or one that was only starting)";
+
+impl Space {
+    /// Notes that nothing is covered, or that something is by now.
+    pub fn say_what_is_not_visible(&mut self) {
+        let notes = &mut self.coverage.not_covered;
+        notes.retain(|note| note != HEAP_NOT_VISIBLE);
+        if self.coverage.allocators.is_empty() {
+            notes.insert(0, HEAP_NOT_VISIBLE.to_owned());
+        }
+    }
+}
+
+impl Tracer {
+    /// When programs may ask again for mappings to be read.
+    pub fn wishes_from(&self) -> Option<Instant> {
+        self.spaces.values().filter_map(|space| space.wishes_from).min()
+    }
+
+    /// Lets programs ask for mappings again, where it is time.
+    pub fn accept_wishes(&mut self) {
+        let now = Instant::now();
+        for space in self.spaces.values_mut() {
+            if space.wishes_from.is_some_and(|from| from <= now) {
+                space.wishes_from = None;
+                self.programs.spaces().grant(space.id, Wish::Refresh);
+            }
+        }
+    }
+
+    /// Reads the mappings of an address space again.
+    ///
+    /// A walk that ends nowhere asks for this, too. When there was nothing new, the next wish has to wait: code that
+    /// cannot be unwound must not keep memtrace busy.
+    pub(super) fn refresh(&mut self, id: u32) {
+        self.programs.mappings_wanted(id);
+        let Some(mut space) = self.spaces.remove(&id) else {
+            return;
+        };
+        if let Some(process) = space.process.clone() {
+            self.refresh_space(&mut space, &process);
+        }
+        self.spaces.insert(id, space);
+    }
+
+    fn refresh_space(&mut self, space: &mut Space, process: &Process) {
+        match space.reader.refresh(process) {
+            Ok(change) if change.is_empty() => space.wishes_from = Some(Instant::now() + WISH_PERIOD),
+            Ok(change) => {
+                self.own_layout(space);
+                let is_new = |mapping: &&Arc<Mapping>| self.files.get(mapping).is_none();
+                let unknown: Vec<_> = change.added.iter().filter(is_new).cloned().collect();
+                self.name_mappings(space.layout, &unknown);
+                let images = Images::read(process, &unknown);
+                self.add_mappings(space, &change, &images);
+                if let Err(error) = self.attach_images(space, images) {
+                    space.add_note(format!(
+                        "an allocator that was loaded later is not probed: {error}"
+                    ));
+                }
+                self.bind_known(space, &change.added);
+                space.say_what_is_not_visible();
+                self.programs.mappings_changed();
+                self.programs.spaces().grant(space.id, Wish::Refresh);
+            }
+            Err(error) => log::debug!("the mappings were not read again: {error}"),
+        }
+    }
+
+    /// Gives the space a set of mappings of its own, if it shares one since a fork.
+    fn own_layout(&mut self, space: &mut Space) {
+        if !self.files.is_shared(space.layout) {
+            return;
+        }
+        self.files.leave_layout(space.layout);
+        space.layout = self.files.new_layout();
+        for mapping in space.reader.live() {
+            let table = self.files.get(mapping).and_then(|known| known.table);
+            let table = table.unwrap_or(FileTable::NONE);
+            // What does not fit is told when the mapping is added the next time.
+            let _no_room = self.programs.tables().add_mapping(space.layout, mapping, table);
+        }
+        let described = self
+            .programs
+            .spaces()
+            .describe(space.id, space.layout, space.trampoline);
+        if let Err(error) = described {
+            space.add_note(format!("stacks are not unwound: {error}"));
+        }
+    }
+
+    /// Until its table is read, which takes a while for a large library, stacks end in a mapping by name.
+    fn name_mappings(&mut self, layout: u32, mappings: &[Arc<Mapping>]) {
+        for mapping in mappings {
+            // Should there be no room, it is told when the mapping is added with its table.
+            let _no_room = self
+                .programs
+                .tables()
+                .add_mapping(layout, mapping, FileTable::NONE);
+        }
+    }
+
+    pub(super) fn add_mappings(&mut self, space: &mut Space, change: &Change, images: &Images) {
+        for mapping in &change.removed {
+            self.programs.tables().remove_mapping(space.layout, mapping.id);
+        }
+        for mapping in &change.added {
+            let file = self.table_of(space, mapping, images);
+            if let Err(error) = self.programs.tables().add_mapping(space.layout, mapping, file) {
+                space.add_note(format!("stacks stop in {}: {error}", mapping.file_name()));
+            }
+        }
+        if change.unnamed > 0 {
+            space.add_note(format!(
+                "stacks stop in {} mappings: too many came and went",
+                change.unnamed
+            ));
+        }
+    }
+
+    fn table_of(&mut self, space: &mut Space, mapping: &Mapping, images: &Images) -> FileTable {
+        if let Some(table) = self.files.get(mapping).and_then(|known| known.table) {
+            return table;
+        }
+        let table = match images.table(mapping) {
+            Ok(Some(table)) => match self.programs.tables().add_file(table) {
+                Some(placed) => placed,
+                None => {
+                    space.add_note(format!(
+                        "stacks stop in {}: no room for its unwind table",
+                        mapping.file_name()
+                    ));
+                    FileTable::NONE
+                }
+            },
+            Ok(None) => FileTable::FRAME_POINTERS,
+            Err(reason) => {
+                space.add_note(format!("stacks stop in {}: {reason}", mapping.file_name()));
+                FileTable::NONE
+            }
+        };
+        self.files.remember_table(mapping, table);
+        table
+    }
+
+    /// Attaches to the allocators of files that no process mapped before, and notes what is covered.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn attach_images(&mut self, space: &mut Space, images: Images) -> Result<(), Error> {
+        let probes = images.probes();
+        let threads = self.threads_of(space);
+        let batch = if probes.is_empty() {
+            None
+        } else {
+            let programs = &mut self.programs;
+            Some(self.files.attach(programs, probes, &self.settings, &threads)?)
+        };
+        for image in images.iter() {
+            self.files.remember(image, batch.filter(|_| image.has_probes()));
+            self.cover(space, image.allocator(), image.notes());
+        }
+        if let Some(batch) = batch {
+            space.bound.insert(batch);
+            self.bind_threads(space, batch, &threads)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the probes of files that other processes mapped before live in this one.
+    fn bind_known(&mut self, space: &mut Space, mappings: &[Arc<Mapping>]) {
+        let known: Vec<_> = mappings
+            .iter()
+            .filter_map(|mapping| self.files.get(mapping).cloned())
+            .collect();
+        for file in known {
+            let Some(batch) = file.batch else { continue };
+            self.cover(space, file.allocator, file.notes);
+            if space.bound.insert(batch)
+                && let Err(error) = self.bind_threads(space, batch, &[])
+            {
+                space.add_note(format!("an allocator is not probed: {error}"));
+            }
+        }
+    }
+
+    fn cover(&self, space: &mut Space, allocator: Option<String>, notes: Vec<String>) {
+        for note in notes {
+            space.add_note(note);
+        }
+        let late = self.elapsed().saturating_sub(space.since);
+        let covers = &mut space.coverage.allocators;
+        if let Some(allocator) = allocator.filter(|new| !covers.iter().any(|old| old.starts_with(new))) {
+            covers.push(if late < Duration::from_millis(50) || space.is_held {
+                allocator
+            } else {
+                format!("{allocator} (from {:.1} s on)", late.as_secs_f64())
+            });
+        }
+    }
+
+    /// The threads that probes are bound to.
+    fn threads_of(&self, space: &Space) -> Vec<NonZeroU32> {
+        let Some(process) = &space.process else {
+            return Vec::new();
+        };
+        if self.settings.children {
+            process.threads()
+        } else {
+            NonZeroU32::new(process.anchor()).into_iter().collect()
+        }
+    }
+
+    /// Binds probes to the threads that came while they were bound to the others: a thread that is bound hands it on to
+    /// those that it makes, one that is not so far does not.
+    fn bind_threads(&mut self, space: &Space, batch: Batch, bound: &[NonZeroU32]) -> Result<(), Error> {
+        if !self.settings.children {
+            return Ok(());
+        }
+        let mut bound: HashSet<_> = bound.iter().copied().collect();
+        for _ in 0..LISTINGS {
+            let threads = self.threads_of(space);
+            let new: Vec<_> = threads
+                .into_iter()
+                .filter(|&thread| bound.insert(thread))
+                .collect();
+            if new.is_empty() {
+                break;
+            }
+            self.programs.bind(batch, &new)?;
+        }
+        Ok(())
+    }
+}

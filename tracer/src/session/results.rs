@@ -1,0 +1,212 @@
+//! Writes what was found, in a thread of its own: naming code takes long, and must not keep the tracer from its events.
+
+use std::{
+    collections::HashMap,
+    io::{self, Write as _},
+    path::PathBuf,
+    sync::mpsc,
+    thread::JoinHandle,
+};
+
+use super::{Error, say, signals};
+use crate::{
+    cli::Arguments,
+    kernel::FIRST_SPACE,
+    output::{OutputDir, OutputError, ProcessRow, ReportOptions, StatusLine, write_processes, write_report},
+    profile,
+    snapshot::Snapshot,
+    symbol::Symbolizer,
+};
+
+/// What is to be written.
+enum Job {
+    /// Numbered profiles of processes that go on.
+    Numbered(Vec<Snapshot>),
+    /// The last word on an address space; `true` if its process executed another program.
+    Past(Box<Snapshot>, bool),
+    /// The last words on those that still live, then the report.
+    Last(Vec<Snapshot>),
+}
+
+/// The thread that writes.
+pub struct Results {
+    jobs: mpsc::Sender<Job>,
+    thread: JoinHandle<Result<(), Error>>,
+}
+
+impl Results {
+    /// Begins to wait for what is to be written.
+    pub fn new(arguments: &Arguments, directory: OutputDir, line: StatusLine) -> Self {
+        let (jobs, received) = mpsc::channel();
+        let arguments = arguments.clone();
+        let thread = std::thread::spawn(move || {
+            let mut writer = Writer {
+                arguments,
+                directory,
+                line,
+                symbolizer: Symbolizer::new(),
+                directories: HashMap::new(),
+                rows: Vec::new(),
+                largest: None,
+                failure: None,
+            };
+            received.iter().for_each(|job| writer.perform(job));
+            writer.failure.map_or(Ok(()), Err)
+        });
+        Self { jobs, thread }
+    }
+
+    /// Writes numbered profiles; a failure is told, and tracing goes on.
+    pub fn write_numbered(&self, snapshots: Vec<Snapshot>) {
+        self.send(Job::Numbered(snapshots));
+    }
+
+    /// Writes the last word on an address space.
+    pub fn write_past(&self, snapshot: Snapshot, executed: bool) {
+        self.send(Job::Past(Box::new(snapshot), executed));
+    }
+
+    /// Writes the last words on the others and the report, and waits until all is written.
+    ///
+    /// # Errors
+    /// The first thing that could not be written.
+    pub fn finish(self, last: Vec<Snapshot>) -> Result<(), Error> {
+        self.send(Job::Last(last));
+        drop(self.jobs);
+        // A panic there would have ended memtrace: there is always a result.
+        self.thread.join().unwrap_or(Ok(()))
+    }
+
+    fn send(&self, job: Job) {
+        // The thread receives until `finish`.
+        let _received = self.jobs.send(job);
+    }
+}
+
+struct Writer {
+    arguments: Arguments,
+    directory: OutputDir,
+    line: StatusLine,
+    symbolizer: Symbolizer,
+    /// Of the address spaces beside the first.
+    directories: HashMap<u32, OutputDir>,
+    rows: Vec<ProcessRow>,
+    /// The one that the report is about.
+    largest: Option<Snapshot>,
+    failure: Option<Error>,
+}
+
+impl Writer {
+    fn perform(&mut self, job: Job) {
+        match job {
+            Job::Numbered(snapshots) => {
+                for snapshot in &snapshots {
+                    let written = self.write(snapshot, true);
+                    self.line.suspend(|| match written {
+                        Ok(path) => say(&format!("snapshot written to {}", path.display())),
+                        Err(error) => log::error!("{error}"),
+                    });
+                }
+            }
+            Job::Past(snapshot, executed) => {
+                let end = if executed {
+                    "executed another program"
+                } else {
+                    "ended"
+                };
+                self.write_last(*snapshot, end);
+            }
+            Job::Last(snapshots) => {
+                for snapshot in snapshots {
+                    self.write_last(snapshot, "");
+                }
+                if !self.arguments.quiet {
+                    // From here on a second Ctrl-C may end memtrace: the reader of the report may never come.
+                    signals::obey_no_more();
+                    let reported = self.report();
+                    self.keep(reported);
+                }
+            }
+        }
+    }
+
+    fn write_last(&mut self, snapshot: Snapshot, end: &'static str) {
+        let written = self.write(&snapshot, false);
+        let (live_bytes, live_objects) = snapshot.live();
+        self.rows.push(ProcessRow {
+            pid: snapshot.process.pid,
+            name: snapshot.process.name.clone(),
+            live_bytes,
+            live_objects,
+            end,
+            profile: written.as_ref().ok().cloned(),
+        });
+        if self
+            .largest
+            .as_ref()
+            .is_none_or(|largest| largest.live().0 < live_bytes)
+        {
+            self.largest = Some(snapshot);
+        }
+        self.keep(written.map_err(Error::from));
+    }
+
+    fn write(&mut self, snapshot: &Snapshot, numbered: bool) -> Result<PathBuf, OutputError> {
+        let profile = profile::heap(snapshot, &mut self.symbolizer);
+        let directory = match snapshot.space {
+            FIRST_SPACE => &self.directory,
+            space => {
+                if !self.directories.contains_key(&space) {
+                    let name = format!("{}-{}", snapshot.process.pid, snapshot.process.name);
+                    self.directories.insert(space, self.directory.make_inside(&name)?);
+                }
+                &self.directories[&space]
+            }
+        };
+        if numbered {
+            directory.write_numbered("heap", &profile)
+        } else {
+            directory.write_final("heap", &profile)
+        }
+    }
+
+    /// The first failure decides how memtrace ends.
+    fn keep<T>(&mut self, result: Result<T, Error>) {
+        if let Err(error) = result {
+            match self.failure {
+                None => self.failure = Some(error),
+                Some(_) => log::error!("{error}"),
+            }
+        }
+    }
+
+    fn report(&mut self) -> Result<(), Error> {
+        let Some(largest) = &self.largest else {
+            return Ok(());
+        };
+        let options = ReportOptions::for_stdout(self.arguments.top);
+        let mut text = Vec::new();
+        let mut written = Ok(());
+        if self.rows.len() > 1 {
+            written = write_processes(&mut text, &self.rows, &options);
+        }
+        let written = written.and_then(|()| write_report(&mut text, largest, &mut self.symbolizer, &options));
+        let row = self.rows.iter().find(|row| row.pid == largest.process.pid);
+        if let Some(path) = row.and_then(|row| row.profile.as_ref()) {
+            let path = path.display();
+            text.extend(format!("Profile: {path}\nOpen it: go tool pprof -http=: {path}\n").bytes());
+        }
+        tell(written.and_then(|()| io::stdout().lock().write_all(&text)))
+    }
+}
+
+/// A reader that has seen enough, such as `head`, is no failure.
+fn tell(written: io::Result<()>) -> Result<(), Error> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|source| Error::System {
+            what: "cannot write the report",
+            source,
+        }),
+    }
+}
