@@ -152,3 +152,11 @@ fn bytes_at(file: &mut fs::File, position: u64, length: u64) -> Result<Vec<u8>> 
         .context("reading code")?;
     Ok(bytes)
 }
+
+/// The uprobes that are defined in the trace file system; empty if that is not mounted.
+pub fn uprobe_events() -> Result<String> {
+    match fs::read_to_string("/sys/kernel/tracing/uprobe_events") {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        other => Ok(other?),
+    }
+}

@@ -6,6 +6,7 @@
 
 pub mod child;
 pub mod compile;
+pub mod family;
 pub mod gdb;
 pub mod ground;
 pub mod kernel;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use memtrace::profile::{decode_gz, proto as pprof};
+use memtrace::profile::{INHERITED, decode_gz, proto as pprof};
 
 use crate::Result;
 
@@ -62,6 +62,8 @@ pub struct Stack {
     pub frames: Vec<Frame>,
     /// What this stack allocated and holds.
     pub values: Values,
+    /// Whether this is from before the fork that made the process.
+    pub inherited: bool,
 }
 
 impl Stack {
@@ -118,7 +120,7 @@ impl Heap {
         let stacks = profile
             .sample
             .iter()
-            .map(|sample| stack(sample, &locations))
+            .map(|sample| stack(sample, &locations, &strings))
             .collect::<Result<_>>()?;
         let comments = profile
             .comment
@@ -153,13 +155,34 @@ impl Heap {
         sums
     }
 
+    /// The same, of inherited blocks only or of others only.
+    pub fn by_function_and_origin(&self, prefix: &str, inherited: bool) -> BTreeMap<String, Values> {
+        let stacks = self.stacks.iter().filter(|stack| stack.inherited == inherited);
+        let part = Self {
+            stacks: stacks.cloned().collect(),
+            ..self.clone()
+        };
+        part.by_function(prefix)
+    }
+
     /// The stacks that go through a function.
     pub fn through<'a>(&'a self, function: &'a str) -> impl Iterator<Item = &'a Stack> {
         self.stacks.iter().filter(move |stack| stack.contains(function))
     }
 }
 
-fn stack(sample: &pprof::Sample, locations: &HashMap<u64, Vec<Frame>>) -> Result<Stack> {
+fn stack(
+    sample: &pprof::Sample,
+    locations: &HashMap<u64, Vec<Frame>>,
+    strings: &Strings<'_>,
+) -> Result<Stack> {
+    let mut labels = Vec::new();
+    for label in &sample.label {
+        labels.push((strings.get(label.key)?, strings.get(label.str)?));
+    }
+    let inherited = labels
+        .iter()
+        .any(|(key, value)| (key.as_str(), value.as_str()) == INHERITED);
     let [alloc_objects, alloc_bytes, inuse_objects, inuse_bytes] = sample.value[..] else {
         bail!("a sample has {} values instead of 4", sample.value.len());
     };
@@ -179,6 +202,7 @@ fn stack(sample: &pprof::Sample, locations: &HashMap<u64, Vec<Frame>>) -> Result
             inuse_objects,
             inuse_bytes,
         },
+        inherited,
     })
 }
 

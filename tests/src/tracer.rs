@@ -64,6 +64,25 @@ impl Memtrace {
         }
     }
 
+    /// Starts a program under memtrace and waits until it goes on. Its output is memtrace's.
+    pub fn start<I: IntoIterator<Item: AsRef<OsStr>>>(arguments: &[&str], program: I) -> Result<Self> {
+        let directory = new_directory()?;
+        let mut command = command()?;
+        command
+            .arg("--output")
+            .arg(output(&directory))
+            .args(arguments)
+            .arg("--")
+            .args(program);
+        let mut child = Child::spawn(&mut command)?;
+        let announcement = child.stderr.expect("memtrace: tracing ", PATIENCE)?;
+        Ok(Self {
+            child,
+            directory,
+            announcement,
+        })
+    }
+
     /// The process id of memtrace.
     pub fn pid(&self) -> u32 {
         self.child.pid()

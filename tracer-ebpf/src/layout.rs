@@ -23,6 +23,10 @@ pub struct BlockKey {
     pub _pad: u32,
 }
 
+/// In [`BlockKey::space`]: the parent of this address space freed the block after it forked this one, and before it forked
+/// the next. This one, and those that were forked before, may hold it.
+pub const GONE: u32 = 1 << 31;
+
 /// One live block: what is known of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -33,6 +37,10 @@ pub struct Block {
     pub stack: u32,
     /// When it was allocated (ticks).
     pub born: u32,
+    /// How often its process had forked by then ([`Ledger::forks`]).
+    pub forks: u32,
+    /// Padding.
+    pub _pad: u32,
 }
 
 /// One distinct stack and its books. Live values are the allocated minus the freed.
@@ -162,7 +170,7 @@ pub const COUNTERS: usize = 16;
 pub const NO_SPACE: u32 = 0;
 
 const _: () = assert!(size_of::<BlockKey>() == 16);
-const _: () = assert!(size_of::<Block>() == 16);
+const _: () = assert!(size_of::<Block>() == 24);
 const _: () = assert!(size_of::<Stack>() == 56);
 
 /// The switches that user space sets and the positions that the programs advance; the only element of its map.
@@ -224,8 +232,16 @@ pub struct Ledger {
     pub counters: [u64; COUNTERS],
     /// The address space that it was forked from; 0 if none.
     pub parent: u32,
-    /// When (ticks).
-    pub forked: u32,
+    /// Which of its parent's forks made it, counted from 1.
+    pub nth: u32,
+    /// How often it forked processes that are followed.
+    pub forks: u32,
+    /// The address space that its parent forked next; 0 if none so far.
+    pub next_sibling: u32,
+    /// The address space that it forked last; 0 if none.
+    pub last_child: u32,
+    /// Padding.
+    pub _pad: u32,
 }
 
 /// What is asked of user space for an address space, until it is done.

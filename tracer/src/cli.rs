@@ -4,6 +4,9 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::Parser;
 
+/// The two ways to use it.
+const USAGE: &str = "memtrace [OPTIONS] --pid PID\n       memtrace [OPTIONS] -- CMD [ARGS]...";
+
 /// What `--help` shows below the options.
 const AFTER_HELP: &str = "\
 Examples:
@@ -21,10 +24,10 @@ Exit codes: 0 done, 1 run-time failure, 2 usage, 3 no privilege or kernel featur
 /// Attaches to an unmodified Linux process, records every allocation and free from then on, and writes what is still
 /// live at the end as a pprof profile, attributed to the code that allocated it.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "memtrace", version, after_help = AFTER_HELP)]
+#[command(name = "memtrace", version, override_usage = USAGE, after_help = AFTER_HELP)]
 pub struct Arguments {
     /// The process to trace.
-    #[arg(long, short, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), required_unless_present = "command")]
+    #[arg(long, short, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), required_unless_present = "command", allow_negative_numbers = true)]
     pub pid: Option<u32>,
 
     /// Trace the processes that it forks, too, and the programs that they execute; each gets a profile of its own.

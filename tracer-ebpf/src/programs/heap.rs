@@ -103,6 +103,9 @@ fn enter_free(ctx: ProbeContext) -> u32 {
     };
     if let Some(block) = take(&key) {
         book_free(&block);
+        if control.follow != 0 {
+            inherit::keep_for_children(space, address, &block);
+        }
     } else if !inside_allocator(tid) && !(control.follow != 0 && inherit::free(space, address)) {
         count(Counter::UnmatchedFrees, 1);
     }
@@ -235,6 +238,9 @@ fn read_result(pointer: u64) -> u64 {
 #[inline(always)]
 fn settle_old(space: u32, call: &Call, address: u64) {
     if address != 0 || call.size == 0 {
+        if maps::CONTROL.get(0).is_some_and(|control| control.follow != 0) {
+            inherit::keep_for_children(space, call.pointer, &call.old);
+        }
         return book_free(&call.old);
     }
     let key = BlockKey {
@@ -271,7 +277,14 @@ pub fn book(space: u32, address: u64, size: u64, stack: u32) {
         space,
         _pad: 0,
     };
-    let block = Block { size, stack, born };
+    let follow = maps::CONTROL.get(0).is_some_and(|control| control.follow != 0);
+    let block = Block {
+        size,
+        stack,
+        born,
+        forks: if follow { inherit::forks(space) } else { 0 },
+        _pad: 0,
+    };
     if let Err(error) = maps::LIVE.insert(&key, &block, BPF_NOEXIST as u64) {
         if error != EXISTS {
             count(Counter::BlocksFull, 1);

@@ -3,11 +3,10 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::bpf_ktime_get_ns,
     macros::tracepoint,
     programs::TracePointContext,
 };
-use memtrace_ebpf::layout::{Block, BlockKey, Counter, Stack, TICK_SHIFT, tail};
+use memtrace_ebpf::layout::{Block, BlockKey, Counter, GONE, Stack, tail};
 
 use super::{
     atomic, count_for, heap, ids,
@@ -19,15 +18,26 @@ use super::{
 const STACKS_AT_ONCE: u32 = 512;
 /// How many generations of ancestors a block is looked for in.
 const GENERATIONS: u32 = 4;
+/// How many younger siblings of each are looked at.
+const SIBLINGS: u32 = 16;
 
 /// Begins to copy the parent's books for the child. The parent has just made it, and it does not run yet.
 #[inline(always)]
 pub fn begin<C: EbpfContext>(ctx: &C, parent: u32, child: u32) {
-    if let Some(ledger) = maps::LEDGERS.get_ptr_mut(&child) {
-        // SAFETY: the pointer is to a map's element, which nobody else knows so far; the helper has no preconditions.
-        unsafe {
-            (*ledger).parent = parent;
-            (*ledger).forked = (bpf_ktime_get_ns() >> TICK_SHIFT) as u32;
+    // SAFETY: the pointers are to words of map's elements. Of two threads that fork at once, one child may be left out of the
+    // list of siblings: what its parent frees first then looks live in the elder ones.
+    unsafe {
+        if let Some(ledger) = maps::LEDGERS.get_ptr_mut(&parent) {
+            let elder = (*ledger).last_child;
+            (*ledger).last_child = child;
+            (*ledger).forks += 1;
+            if let Some(own) = maps::LEDGERS.get_ptr_mut(&child) {
+                (*own).parent = parent;
+                (*own).nth = (*ledger).forks;
+            }
+            if let Some(elder) = maps::LEDGERS.get_ptr_mut(&elder) {
+                (*elder).next_sibling = child;
+            }
         }
     }
     let Some(control) = maps::CONTROL.get(0) else {
@@ -113,7 +123,7 @@ fn copy(stack: &Stack, id: u32, child: u32) {
 }
 
 /// Books that a process freed a block that it has from an ancestor; false if it has not.
-#[inline(always)]
+#[inline(never)]
 pub fn free(space: u32, address: u64) -> bool {
     let mut heir = space;
     for _ in 0..GENERATIONS {
@@ -121,24 +131,78 @@ pub fn free(space: u32, address: u64) -> bool {
             return false;
         };
         // SAFETY: the pointer is to a map's element.
-        let (ancestor, forked) = unsafe { ((*ledger).parent, (*ledger).forked) };
+        let (ancestor, nth) = unsafe { ((*ledger).parent, (*ledger).nth) };
         if ancestor == 0 {
             return false;
         }
-        let key = BlockKey {
-            address,
-            space: ancestor,
-            _pad: 0,
-        };
-        if let Some(block) = maps::LIVE.get_ptr(&key) {
-            // SAFETY: as above.
-            let block = unsafe { *block };
-            // A younger block is the ancestor's alone.
-            return block.born <= forked && book_inherited(space, block);
+        // A younger block is the ancestor's alone.
+        let found = freed_since(heir, address).or_else(|| find(ancestor, address));
+        if let Some(block) = found.filter(|block| block.forks < nth) {
+            return book_inherited(space, block);
         }
         heir = ancestor;
     }
     false
+}
+
+/// How often the process has forked, for [`Block::forks`].
+#[inline(always)]
+pub fn forks(space: u32) -> u32 {
+    match maps::LEDGERS.get_ptr(&space) {
+        // SAFETY: the pointer is to a map's element.
+        Some(ledger) => unsafe { (*ledger).forks },
+        None => 0,
+    }
+}
+
+/// Keeps what is known of a block that was freed, for the processes that were forked before.
+#[inline(always)]
+pub fn keep_for_children(space: u32, address: u64, block: &Block) {
+    let Some(ledger) = maps::LEDGERS.get_ptr(&space) else {
+        return;
+    };
+    // SAFETY: the pointer is to a map's element.
+    let (last_child, forks) = unsafe { ((*ledger).last_child, (*ledger).forks) };
+    if block.forks >= forks {
+        return;
+    }
+    let key = BlockKey {
+        address,
+        space: last_child | GONE,
+        _pad: 0,
+    };
+    // If there is one, it is the one that was there at the fork.
+    let _older = maps::LIVE.insert(&key, block, BPF_NOEXIST as u64);
+}
+
+/// What the parent of an address space freed at this address first, since it forked that.
+#[inline(always)]
+fn freed_since(space: u32, address: u64) -> Option<Block> {
+    let mut child = space;
+    for _ in 0..SIBLINGS {
+        if let Some(block) = find(child | GONE, address) {
+            return Some(block);
+        }
+        let ledger = maps::LEDGERS.get_ptr(&child)?;
+        // SAFETY: the pointer is to a map's element.
+        child = unsafe { (*ledger).next_sibling };
+        if child == 0 {
+            break;
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn find(space: u32, address: u64) -> Option<Block> {
+    let key = BlockKey {
+        address,
+        space,
+        _pad: 0,
+    };
+    let block = maps::LIVE.get_ptr(&key)?;
+    // SAFETY: the pointer is to a map's element.
+    Some(unsafe { *block })
 }
 
 #[inline(always)]

@@ -24,12 +24,17 @@ const LISTINGS: usize = 8;
 const HEAP_NOT_VISIBLE: &str = "heap not visible: no mapped file defines malloc and free by name (a static, stripped \
      or allocator-free program, or one that was only starting)";
 
+/// What a profile says that cannot show names.
+const TOO_SHORT: &str = "names: the process ended before memtrace read what it maps";
+
 impl Space {
     /// Notes that nothing is covered, or that something is by now.
     pub fn say_what_is_not_visible(&mut self) {
         let notes = &mut self.coverage.not_covered;
-        notes.retain(|note| note != HEAP_NOT_VISIBLE);
-        if self.coverage.allocators.is_empty() {
+        notes.retain(|note| note != HEAP_NOT_VISIBLE && note != TOO_SHORT);
+        if self.reader.live().next().is_none() {
+            notes.insert(0, TOO_SHORT.to_owned());
+        } else if self.coverage.allocators.is_empty() {
             notes.insert(0, HEAP_NOT_VISIBLE.to_owned());
         }
     }

@@ -306,10 +306,10 @@ impl Tracer {
     fn add_executed(&mut self, notice: &Notice) {
         let owner = self.spaces.get(&notice.earlier).map(|space| space.info.clone());
         let had_own = owner.as_ref().is_some_and(|info| info.pid == notice.process);
-        if had_own {
-            self.end(notice.earlier, true);
-        }
         if !self.settings.children {
+            if had_own {
+                self.end(notice.earlier, true);
+            }
             return;
         }
         let process = Process::open(notice.process).ok().map(Arc::new);
@@ -335,7 +335,11 @@ impl Tracer {
             space.add_note(format!("stacks are not unwound: {error}"));
         }
         self.spaces.insert(space.id, space);
+        // First this, which may not live long.
         self.refresh(notice.space);
+        if had_own {
+            self.end(notice.earlier, true);
+        }
     }
 
     /// The last word on an address space.
@@ -344,7 +348,13 @@ impl Tracer {
             return;
         };
         space.say_what_is_not_visible();
-        let snapshot = self.snapshot(&space);
+        let mut snapshot = self.snapshot(&space);
+        if snapshot.coverage.allocators.is_empty() && !snapshot.sites.is_empty() {
+            snapshot
+                .coverage
+                .allocators
+                .push("an allocator that is probed for other processes".into());
+        }
         // Most forks only execute a program: of such a moment there is nothing to tell.
         let is_idle = snapshot.sites.iter().all(|site| site.inherited);
         if !(executed && is_idle && matches!(space.origin, Origin::Forked { .. })) {

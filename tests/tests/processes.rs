@@ -1,0 +1,257 @@
+//! Programs that memtrace starts, and processes that fork, execute and come and go.
+
+use std::{fs, process::Command, thread::sleep, time::Duration};
+
+use anyhow::{Context, ensure};
+use memtrace_tests::{
+    Result,
+    child::{Child, PATIENCE},
+    compile::{Build, NO_FRAME_POINTERS},
+    family::{Relative, profile_of},
+    kernel,
+    profile::Heap,
+    serial, skip,
+    tracer::{self, Memtrace},
+};
+
+fn build(name: &str) -> Result<String> {
+    let path = Build::c(name).flags(NO_FRAME_POINTERS).path()?;
+    Ok(path.to_str().context("a path that is not UTF-8")?.to_owned())
+}
+
+/// A tree of processes that fork, execute, and free what they have from each other, in disorder.
+fn family(seed: &str, generations: &str, steps: &str, least: usize) -> Result<()> {
+    if !skip::can_trace() {
+        return Ok(());
+    }
+    let _turn = serial::turn()?;
+    let program = build("family")?;
+    let memtrace = Memtrace::start(&["--quiet", "--children"], [&*program, seed, generations, steps])?;
+    let root = memtrace
+        .announcement
+        .split(' ')
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    let outcome = memtrace.finish(PATIENCE)?;
+    ensure!(outcome.code == Some(0), "{}", outcome.stderr);
+    let books: Vec<_> = outcome
+        .stdout
+        .lines()
+        .map(Relative::parse)
+        .collect::<Result<_>>()?;
+    ensure!(books.len() >= least, "only {} processes", books.len());
+    ensure!(books.iter().any(|process| process.parent != 0), "nobody forked");
+    ensure!(
+        books.iter().filter(|process| process.parent == 0).count() > 1,
+        "nobody executed"
+    );
+    for process in &books {
+        let path = match process.pid.to_string() == root {
+            true => outcome.output().join("heap.pb.gz"),
+            false => profile_of(&outcome.output(), process.pid)?,
+        };
+        process.assert_equal(&Heap::read(&path)?)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_small_family() -> Result<()> {
+    family("3", "2", "1000", 20)
+}
+
+#[test]
+fn a_deep_family() -> Result<()> {
+    family("8", "4", "300", 20)
+}
+
+#[test]
+fn a_program_is_traced_from_its_first_instruction() -> Result<()> {
+    if !skip::can_trace() {
+        return Ok(());
+    }
+    let _turn = serial::turn()?;
+    let memtrace = Memtrace::start(&[], [&*build("beginner")?, "an argument", "--pid"])?;
+    let (heap, outcome) = memtrace.finish(PATIENCE)?.succeeded()?;
+    ensure!(
+        outcome.stdout.contains("an argument, --pid"),
+        "{}",
+        outcome.stdout
+    );
+    ensure!(
+        outcome.stderr.contains("the program ended: exit status: 7"),
+        "{}",
+        outcome.stderr
+    );
+    let sites = heap.by_function("beginner_");
+    for (site, objects, bytes) in [
+        ("beginner_constructor", 1, 1001),
+        ("beginner_main", 2, 4004),
+        ("beginner_exit", 1, 3003),
+    ] {
+        let values = sites.get(site).copied().unwrap_or_default();
+        ensure!(
+            (values.inuse_objects, values.inuse_bytes) == (objects, bytes),
+            "{site}: {values:?}"
+        );
+    }
+    ensure!(
+        heap.comments
+            .iter()
+            .any(|comment| comment == "every recorded stack is complete"),
+        "{:?}",
+        heap.comments
+    );
+    Ok(())
+}
+
+#[test]
+fn what_a_borrowed_address_space_allocates_belongs_to_its_owner() -> Result<()> {
+    if !skip::can_trace() {
+        return Ok(());
+    }
+    let _turn = serial::turn()?;
+    for arguments in [&[][..], &["--children"]] {
+        let memtrace = Memtrace::start(arguments, [build("borrower")?])?;
+        let (heap, outcome) = memtrace.finish(PATIENCE)?.succeeded()?;
+        let sites = heap.by_function("borrower_");
+        let objects = |site| sites.get(site).map_or(0, |values| values.inuse_objects);
+        ensure!(
+            (objects("borrower_child"), objects("borrower_parent")) == (10, 5),
+            "{arguments:?}: {sites:?}\n{}",
+            outcome.stderr
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_program_that_cannot_be_started() -> Result<()> {
+    if !skip::can_trace() {
+        return Ok(());
+    }
+    let outcome = tracer::run(["--", "/nonexistent/program"], PATIENCE)?;
+    ensure!(outcome.code == Some(4), "{:?}", outcome.code);
+    ensure!(
+        outcome.stderr.contains("cannot start /nonexistent/program"),
+        "{}",
+        outcome.stderr
+    );
+    Ok(())
+}
+
+/// Each program that a process executes has a heap of its own.
+#[test]
+fn an_exec_ends_one_heap_and_begins_another() -> Result<()> {
+    if !skip::can_trace() {
+        return Ok(());
+    }
+    let _turn = serial::turn()?;
+    let mut target = Child::spawn(&mut Command::new(build("changer")?))?;
+    target.stdout.expect("ready ", PATIENCE)?;
+    let memtrace = Memtrace::attach(target.pid(), &["--children"])?;
+    for round in 1..=3 {
+        target.tell(&format!("allocate {}", round * 100))?;
+        target.stdout.expect("done", PATIENCE)?;
+        if round < 3 {
+            target.tell("exec")?;
+            target.stdout.expect("ready ", PATIENCE)?;
+            // So that the new program's mappings are read before it allocates.
+            sleep(Duration::from_millis(300));
+        }
+    }
+    target.tell("exit")?;
+    target.wait(PATIENCE)?;
+    let (first, outcome) = memtrace.finish(PATIENCE)?.succeeded()?;
+    let mut heaps = vec![first];
+    for entry in fs::read_dir(outcome.output())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            heaps.push(Heap::read(&path.join("heap.pb.gz"))?);
+        }
+    }
+    let mut objects: Vec<_> = heaps
+        .iter()
+        .map(|heap| {
+            heap.by_function("changer_")
+                .values()
+                .map(|values| values.inuse_objects)
+                .sum::<i64>()
+        })
+        .collect();
+    objects.sort_unstable();
+    ensure!(objects == [100, 200, 300], "{objects:?}\n{}", outcome.stdout);
+    Ok(())
+}
+
+/// Children of threads that were there before the attach, and threads that come and go.
+#[test]
+fn children_of_any_thread_are_followed() -> Result<()> {
+    if !skip::can_trace() {
+        return Ok(());
+    }
+    let _turn = serial::turn()?;
+    let mut target = Child::spawn(&mut Command::new(build("spawner")?))?;
+    target.stdout.expect("ready ", PATIENCE)?;
+    let memtrace = Memtrace::attach(target.pid(), &["--children"])?;
+    target.tell("threads 2000")?;
+    target.stdout.expect("done", PATIENCE)?;
+    target.tell("fork 8")?;
+    let children = target.stdout.expect("children", PATIENCE)?;
+    let children: Vec<u32> = children
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    ensure!(children.len() == 8, "{children:?}");
+    target.tell("exit")?;
+    target.wait(PATIENCE)?;
+    let (heap, outcome) = memtrace.finish(PATIENCE)?.succeeded()?;
+    let of_threads = heap
+        .by_function("spawner_thread")
+        .values()
+        .map(|values| values.inuse_objects)
+        .sum::<i64>();
+    ensure!(of_threads == 2000, "{of_threads}");
+    for pid in children {
+        let heap = Heap::read(&profile_of(&outcome.output(), pid)?)?;
+        let sites = heap.by_function_and_origin("spawner_", false);
+        let objects = sites
+            .get("spawner_child")
+            .map_or(0, |values| values.inuse_objects);
+        ensure!(objects == 3, "process {pid}: {sites:?}");
+        let inherited = heap.by_function_and_origin("spawner_", true);
+        let objects = inherited
+            .get("spawner_thread")
+            .map_or(0, |values| values.inuse_objects);
+        ensure!(objects == 2000, "process {pid}: {inherited:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn kill_9_while_children_are_followed_leaves_no_probe() -> Result<()> {
+    if !skip::can_trace() {
+        return Ok(());
+    }
+    let _turn = serial::turn()?;
+    let mut target = Child::spawn(&mut Command::new(build("spawner")?))?;
+    target.stdout.expect("ready ", PATIENCE)?;
+    let memtrace = Memtrace::attach(target.pid(), &["--children"])?;
+    let group = format!("memtrace_{}/", memtrace.pid());
+    ensure!(
+        !kernel::patched_addresses(target.pid())?.is_empty(),
+        "nothing is probed"
+    );
+    memtrace.signal(libc::SIGKILL)?;
+    let outcome = memtrace.finish(PATIENCE)?;
+    ensure!(outcome.code.is_none(), "{:?}", outcome.code);
+    kernel::await_unpatched(target.pid())?;
+    // What it defined is inert; the next run removes it.
+    Memtrace::attach(target.pid(), &["--children"])?.stop()?;
+    let left = kernel::uprobe_events()?;
+    ensure!(!left.contains(&group), "{left}");
+    target.tell("exit")?;
+    target.wait(PATIENCE)?;
+    Ok(())
+}
