@@ -46,13 +46,24 @@ fn family(seed: &str, generations: &str, steps: &str, least: usize) -> Result<()
         books.iter().filter(|process| process.parent == 0).count() > 1,
         "nobody executed"
     );
+    let mut differences = Vec::new();
     for process in &books {
         let path = match process.pid.to_string() == root {
             true => outcome.output().join("heap.pb.gz"),
             false => profile_of(&outcome.output(), process.pid)?,
         };
-        process.assert_equal(&Heap::read(&path)?)?;
+        if let Err(error) = process.assert_equal(&Heap::read(&path)?) {
+            let pid = process.pid;
+            differences.push(format!("{pid} of {}: {error}", process.parent));
+        }
     }
+    ensure!(
+        differences.is_empty(),
+        "{} of {} processes differ:\n{}",
+        differences.len(),
+        books.len(),
+        differences.join("\n")
+    );
     Ok(())
 }
 

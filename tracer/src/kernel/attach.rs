@@ -1,6 +1,7 @@
 //! Where programs are attached to, and for whom.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io,
     num::NonZeroU32,
@@ -55,6 +56,8 @@ pub enum Attacher {
 pub struct Following {
     tracefs: Tracefs,
     batches: Vec<Vec<Event>>,
+    /// Whether the kernel knows firm events.
+    firmly: bool,
 }
 
 /// One event of the trace file system. It can have many places, but one program with one cookie.
@@ -78,6 +81,7 @@ impl Attacher {
         Ok(Self::Descendants(Following {
             tracefs: Tracefs::open()?,
             batches: Vec::new(),
+            firmly: true,
         }))
     }
 
@@ -107,6 +111,33 @@ impl Attacher {
                 Ok(batch)
             }
         }
+    }
+
+    /// Holds what was attached in a process for as long as the descriptors returned are open.
+    ///
+    /// Before Linux 6.12 what is inherited does not hold by itself, see [`Watched::Descendants`]. An event that is not
+    /// inherited keeps a thread, and those that it makes, out of exchanges. None is needed where events are firm.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn anchor(&self, batches: &HashSet<Batch>, thread: NonZeroU32) -> Result<Vec<OwnedFd>, KernelError> {
+        let Self::Descendants(following) = self else {
+            return Ok(Vec::new());
+        };
+        if following.firmly {
+            return Ok(Vec::new());
+        }
+        let events = batches.iter().filter_map(|batch| following.batches.get(batch.0));
+        let opened = events
+            .flatten()
+            .map(|event| perf::open(event.number, Watched::Thread(thread.get())));
+        opened
+            .collect::<io::Result<_>>()
+            .map_err(|source| KernelError::Event {
+                what: "open",
+                name: "for a process",
+                source,
+            })
     }
 
     /// Makes what was attached live for more threads and their descendants.
@@ -181,7 +212,19 @@ impl Following {
     fn bind(&mut self, batch: Batch, threads: &[NonZeroU32]) -> Result<(), KernelError> {
         for event in self.batches.get_mut(batch.0).into_iter().flatten() {
             for thread in threads.iter().map(|thread| thread.get()) {
-                match perf::open(event.number, Watched::Descendants(thread)) {
+                let mut opened = open_for(event.number, thread, self.firmly);
+                if self.firmly
+                    && opened
+                        .as_ref()
+                        .is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))
+                {
+                    log::warn!(
+                        "this kernel can take the probes off a process that forks at once (fixed in Linux 6.12)"
+                    );
+                    self.firmly = false;
+                    opened = open_for(event.number, thread, false);
+                }
+                match opened {
                     Ok(filter) => event.filters.push(filter),
                     // It has ended meanwhile.
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
@@ -230,6 +273,10 @@ fn attach_one(ebpf: &mut Ebpf, point: &Point<'_>, thread: NonZeroU32) -> Result<
         .attach(place, own_path(point.file), UProbeScope::OneProcess(thread))
         .map_err(refused)?;
     Ok(())
+}
+
+fn open_for(number: u64, thread: u32, firmly: bool) -> io::Result<OwnedFd> {
+    perf::open(number, Watched::Descendants { thread, firmly })
 }
 
 /// A program's descriptor; it is loaded if it was not so far.

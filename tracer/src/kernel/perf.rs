@@ -6,7 +6,9 @@ use std::{
 };
 
 use perf_event_open_sys::{
-    bindings::{PERF_FLAG_FD_CLOEXEC, PERF_TYPE_TRACEPOINT, perf_event_attr},
+    bindings::{
+        PERF_FLAG_FD_CLOEXEC, PERF_SAMPLE_READ, PERF_SAMPLE_TID, PERF_TYPE_TRACEPOINT, perf_event_attr,
+    },
     perf_event_open,
 };
 
@@ -21,7 +23,15 @@ pub enum Watched {
     /// This thread alone.
     Thread(u32),
     /// This thread and every thread and process that it makes, for which the kernel opens events of their own.
-    Descendants(u32),
+    Descendants {
+        /// The thread.
+        thread: u32,
+        /// When the kernel switches from a thread to one with the same inherited events, it exchanges the threads' events
+        /// instead of writing their state, but not what they are bound to; the first of the two to end then takes the
+        /// other's probes away. Firm events are never exchanged, since each thread's samples would tell its own values
+        /// (`kernel/events/core.c`, `has_inherit_and_sample_read`). Linux before 6.12 refuses them.
+        firmly: bool,
+    },
     /// Everybody.
     All,
 }
@@ -42,8 +52,11 @@ pub fn open(tracepoint: u64, watched: Watched) -> io::Result<OwnedFd> {
     attributes.set_disabled(1);
     let (thread, cpu) = match watched {
         Watched::Thread(thread) => (thread as i32, -1),
-        Watched::Descendants(thread) => {
+        Watched::Descendants { thread, firmly } => {
             attributes.set_inherit(1);
+            if firmly {
+                attributes.sample_type = u64::from(PERF_SAMPLE_READ | PERF_SAMPLE_TID);
+            }
             (thread as i32, -1)
         }
         Watched::All => (-1, 0),

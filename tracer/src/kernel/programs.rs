@@ -1,6 +1,7 @@
 //! Loading and attaching.
 
 use std::{
+    collections::HashSet,
     fs::File,
     iter,
     mem::offset_of,
@@ -254,6 +255,14 @@ impl Programs {
             .collect();
         points.extend(linker.map(|(offset, file)| point("linker_changed", file, *offset)));
         self.attacher.attach(&mut self.ebpf, &points, threads)
+    }
+
+    /// Holds what was attached in a process, until the descriptors are closed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn anchor(&self, batches: &HashSet<Batch>, thread: NonZeroU32) -> Result<Vec<OwnedFd>, KernelError> {
+        self.attacher.anchor(batches, thread)
     }
 
     /// Makes what was attached live for more threads, if that is needed for each process.

@@ -6,7 +6,7 @@ use super::{Settings, images::Image};
 use crate::{
     kernel::{Batch, FileTable, KernelError, Programs},
     probe::Site,
-    target::Mapping,
+    target::{Mapping, Process},
 };
 
 /// Device and inode.
@@ -35,6 +35,8 @@ pub struct Known {
     pub table: Option<FileTable>,
     /// Its probes, if it has any.
     pub batch: Option<Batch>,
+    /// Where one of its breakpoints is (virtual address in the file).
+    pub breakpoint: Option<u64>,
     /// For the profile: which of its functions are covered.
     pub allocator: Option<String>,
     /// For the profile: what is not covered.
@@ -63,6 +65,7 @@ impl Files {
     pub fn remember(&mut self, image: &Image, batch: Option<Batch>) {
         let known = self.known.entry(image.file_id()).or_default();
         known.batch = batch;
+        known.breakpoint = image.breakpoint();
         known.allocator = image.allocator();
         known.notes = image.notes();
     }
@@ -107,6 +110,24 @@ impl Files {
             programs.attach_sites(&probes.sites, probes.linker.as_ref(), settings.floor, &[thread])?;
         }
         Ok(())
+    }
+
+    /// Whether the process has memtrace's breakpoints; `None` if none of these mappings has a place for one, or the memory
+    /// cannot be read.
+    pub fn has_breakpoints<'a>(
+        &self,
+        process: &Process,
+        mappings: impl Iterator<Item = &'a Arc<Mapping>>,
+    ) -> Option<bool> {
+        /// `int3`, which the kernel puts there.
+        const BREAKPOINT: u8 = 0xcc;
+        let mut places = mappings.filter_map(|mapping| {
+            let vaddr = self.get(mapping)?.breakpoint?;
+            Some(vaddr.wrapping_add(mapping.bias))
+        });
+        let mut byte = [0];
+        process.read_memory(places.next()?, &mut byte).ok()?;
+        Some(byte == [BREAKPOINT])
     }
 
     /// A set of mappings with one user.

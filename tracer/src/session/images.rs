@@ -115,6 +115,13 @@ impl Image {
         self.file.is_some() && (!self.plan.sites.is_empty() || self.linker_hook.is_some())
     }
 
+    /// Where a breakpoint will be (virtual address in the file).
+    pub fn breakpoint(&self) -> Option<u64> {
+        let site = self.plan.sites.first()?;
+        let point = site.inner.first().map_or(&site.entry, |inner| &inner.point);
+        Some(point.vaddr)
+    }
+
     /// What is covered: `"libc.so.6: malloc, calloc, …, free"`.
     pub fn allocator(&self) -> Option<String> {
         let sites = &self.plan.sites;

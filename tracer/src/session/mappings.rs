@@ -211,6 +211,48 @@ impl Tracer {
                 space.add_note(format!("an allocator is not probed: {error}"));
             }
         }
+        self.anchor(space);
+    }
+
+    /// Keeps a process attached that has its probes from another, see [`Programs::anchor`].
+    ///
+    /// [`Programs::anchor`]: crate::kernel::Programs::anchor
+    pub(super) fn anchor(&mut self, space: &mut Space) {
+        let Some(process) = space.process.clone() else {
+            return;
+        };
+        let Some(thread) = NonZeroU32::new(process.anchor()) else {
+            return;
+        };
+        let had_probes = self.files.has_breakpoints(&process, space.reader.live());
+        match self.programs.anchor(&space.bound, thread) {
+            Ok(anchors) => space.anchors = anchors,
+            Err(error) if process.has_ended() => log::debug!("{error}"),
+            Err(error) => space.add_note(format!("what the kernel takes off it by mistake: {error}")),
+        }
+        if had_probes == Some(false) && !process.has_ended() {
+            space.add_note(
+                "a moment: the kernel had taken its probes off before memtrace could hold them".into(),
+            );
+        }
+    }
+
+    /// Holds on to another thread where the first has ended and others go on.
+    pub(super) fn anchor_others(&mut self) {
+        let ids: Vec<u32> = self.spaces.keys().copied().collect();
+        for id in ids {
+            let Some(mut space) = self.spaces.remove(&id) else {
+                continue;
+            };
+            let moved = space
+                .process
+                .as_ref()
+                .is_some_and(|process| process.replace_anchor());
+            if moved {
+                self.anchor(&mut space);
+            }
+            self.spaces.insert(id, space);
+        }
     }
 
     fn cover(&self, space: &mut Space, allocator: Option<String>, notes: Vec<String>) {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -28,6 +29,8 @@ pub struct Space {
     pub reader: MappingReader,
     /// What is attached to it.
     pub bound: HashSet<Batch>,
+    /// Keep it attached.
+    pub anchors: Vec<OwnedFd>,
     /// What is covered and what is not.
     pub coverage: Coverage,
     /// When recording began in it.
@@ -59,6 +62,7 @@ impl Space {
             layout: 0,
             reader: MappingReader::default(),
             bound: HashSet::new(),
+            anchors: Vec::new(),
             coverage: Coverage::default(),
             started: SystemTime::now(),
             since,

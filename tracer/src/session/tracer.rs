@@ -1,7 +1,7 @@
 //! Everything that is attached, from the first reading of the mappings to the last snapshot.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     num::NonZeroU32,
     os::fd::BorrowedFd,
     sync::Arc,
@@ -183,6 +183,9 @@ impl Tracer {
         for id in ended {
             self.end(id, false);
         }
+        if self.settings.children {
+            self.anchor_others();
+        }
     }
 
     /// The address spaces that are no more, since the last call.
@@ -299,6 +302,7 @@ impl Tracer {
         if space.process.is_none() {
             self.look_at_ends.get_or_insert_with(Instant::now);
         }
+        self.anchor(&mut space);
         self.spaces.insert(notice.space, space);
     }
 
@@ -320,6 +324,10 @@ impl Tracer {
             },
             |process| process.info().clone(),
         );
+        let bound = self
+            .spaces
+            .get(&notice.earlier)
+            .map_or_else(HashSet::new, |space| space.bound.clone());
         let before = owner.map_or_else(String::new, |info| info.name);
         let origin = if had_own {
             Origin::Executed { before }
@@ -330,6 +338,9 @@ impl Tracer {
         };
         let mut space = Space::new(notice.space, info, process, origin, self.elapsed());
         space.layout = self.files.new_layout();
+        // Perf events stay with a thread through an exec.
+        space.bound = bound;
+        self.anchor(&mut space);
         let described = self.programs.spaces().describe(space.id, space.layout, 0);
         if let Err(error) = described {
             space.add_note(format!("stacks are not unwound: {error}"));

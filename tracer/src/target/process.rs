@@ -123,6 +123,16 @@ impl Process {
         self.anchor.load(Ordering::Relaxed)
     }
 
+    /// Chooses another living thread if [`Process::anchor`] has ended; true if it did.
+    pub fn replace_anchor(&self) -> bool {
+        let anchor = self.anchor();
+        let state = procfs::process::Process::new(self.info.pid as i32)
+            .and_then(|process| process.task_from_tid(anchor as i32))
+            .and_then(|task| task.stat());
+        let lives = state.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'));
+        !lives && !self.has_ended() && self.choose_anchor().is_some()
+    }
+
     /// Chooses another living thread, if there is one, for when [`Process::anchor`] has ended.
     pub fn choose_anchor(&self) -> Option<NonZeroU32> {
         let pid = i32::try_from(self.info.pid).ok()?;
