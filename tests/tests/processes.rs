@@ -74,7 +74,7 @@ fn a_small_family() -> Result<()> {
 
 #[test]
 fn a_deep_family() -> Result<()> {
-    family("8", "4", "300", 20)
+    family("5", "4", "300", 40)
 }
 
 #[test]

@@ -101,11 +101,11 @@ fn enter_free(ctx: ProbeContext) -> u32 {
         space,
         _pad: 0,
     };
+    if control.follow != 0 {
+        inherit::keep_for_children(&key);
+    }
     if let Some(block) = take(&key) {
         book_free(&block);
-        if control.follow != 0 {
-            inherit::keep_for_children(space, address, &block);
-        }
     } else if !inside_allocator(tid) && !(control.follow != 0 && inherit::free(space, address)) {
         count(Counter::UnmatchedFrees, 1);
     }
@@ -210,6 +210,9 @@ fn enter(ctx: &ProbeContext, kind: Kind, size: u64, pointer: u64) -> u32 {
             space,
             _pad: 0,
         };
+        if control.follow != 0 {
+            inherit::keep_for_children(&key);
+        }
         match take(&key) {
             Some(old) => call.old = old,
             // Should the call fail, which is rare, the inherited block is booked as freed all the same.
@@ -238,9 +241,6 @@ fn read_result(pointer: u64) -> u64 {
 #[inline(always)]
 fn settle_old(space: u32, call: &Call, address: u64) {
     if address != 0 || call.size == 0 {
-        if maps::CONTROL.get(0).is_some_and(|control| control.follow != 0) {
-            inherit::keep_for_children(space, call.pointer, &call.old);
-        }
         return book_free(&call.old);
     }
     let key = BlockKey {

@@ -155,10 +155,14 @@ pub fn forks(space: u32) -> u32 {
     }
 }
 
-/// Keeps what is known of a block that was freed, for the processes that were forked before.
+/// Keeps what is known of a block that is about to be freed, for the processes that were forked before. At any moment they
+/// find it here or among the live ones.
 #[inline(always)]
-pub fn keep_for_children(space: u32, address: u64, block: &Block) {
-    let Some(ledger) = maps::LEDGERS.get_ptr(&space) else {
+pub fn keep_for_children(key: &BlockKey) {
+    let Some(ledger) = maps::LEDGERS.get_ptr(&key.space) else {
+        return;
+    };
+    let Some(block) = find(key.space, key.address) else {
         return;
     };
     // SAFETY: the pointer is to a map's element.
@@ -166,13 +170,12 @@ pub fn keep_for_children(space: u32, address: u64, block: &Block) {
     if block.forks >= forks {
         return;
     }
-    let key = BlockKey {
-        address,
+    let gone = BlockKey {
         space: last_child | GONE,
-        _pad: 0,
+        ..*key
     };
     // If there is one, it is the one that was there at the fork.
-    let _older = maps::LIVE.insert(&key, block, BPF_NOEXIST as u64);
+    let _older = maps::LIVE.insert(&gone, &block, BPF_NOEXIST as u64);
 }
 
 /// What the parent of an address space freed at this address first, since it forked that.

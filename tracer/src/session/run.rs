@@ -95,6 +95,7 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
         target,
         results: Results::new(arguments, directory, line.clone()),
         line,
+        executed: false,
     };
     run.announce();
     run.follow(&mut signals).await
@@ -150,6 +151,8 @@ struct Run<'a> {
     target: Target,
     results: Results,
     line: StatusLine,
+    /// Whether the last address space that ended did so because its process executed another program.
+    executed: bool,
 }
 
 impl Run<'_> {
@@ -198,10 +201,16 @@ impl Run<'_> {
         let at = |instant: Option<std::time::Instant>| instant.map_or(start + FOREVER, Instant::from_std);
         let mut root_lives = true;
         let end = loop {
-            if let Some(end) = self.pass_on() {
-                break end;
+            if !self.tracer.lives() && !self.tracer.has_past() {
+                break if self.executed {
+                    End::TargetExecuted
+                } else {
+                    End::TargetEnded
+                };
             }
             tokio::select! {
+                // What is told last can wait longest.
+                biased;
                 wish = signals.next() => match wish {
                     Wish::End => break End::Asked,
                     Wish::Snapshot => self.results.write_numbered(self.tracer.snapshots()),
@@ -212,6 +221,10 @@ impl Run<'_> {
                     self.tracer.handle_notices();
                     self.tracer.find_ended();
                 }
+                ready = notices.readable() => {
+                    acknowledge(ready);
+                    self.tracer.handle_notices();
+                }
                 () = sleep_until(start + self.tracer.next_observation()) => self.tracer.observe(),
                 () = sleep_until(at(self.tracer.wishes_from())) => self.tracer.accept_wishes(),
                 () = sleep_until(at(self.tracer.ends_due())) => self.tracer.find_ended(),
@@ -219,39 +232,29 @@ impl Run<'_> {
                     self.line.update(&self.status(&mut trend));
                     next_status += STATUS_PERIOD;
                 }
-                ready = notices.readable() => {
-                    acknowledge(ready);
-                    self.tracer.handle_notices();
-                }
                 ready = log_ready.readable() => {
                     acknowledge(ready);
                     log.flush();
                 }
+                () = std::future::ready(()), if self.tracer.has_past() => self.pass_on(),
             }
         };
         self.line.finish();
         self.finish(end)
     }
 
-    /// Has the last words on what is no more written; tells whether that was all.
-    fn pass_on(&mut self) -> Option<End> {
-        let mut end = None;
-        for past in self.tracer.take_past() {
-            end = Some(if past.executed {
-                End::TargetExecuted
-            } else {
-                End::TargetEnded
-            });
-            let mut snapshot = past.snapshot;
-            if past.executed && !self.arguments.children {
-                snapshot
-                    .coverage
-                    .not_covered
-                    .push(self.explanation(End::TargetExecuted));
-            }
-            self.results.write_past(snapshot, past.executed);
+    /// Has the last word on an address space written.
+    fn pass_on(&mut self) {
+        let Some(past) = self.tracer.take_past() else {
+            return;
+        };
+        let mut snapshot = past.snapshot;
+        if past.executed && !self.arguments.children {
+            let why = self.explanation(End::TargetExecuted);
+            snapshot.coverage.not_covered.push(why);
         }
-        end.filter(|_| self.tracer.living() == 0)
+        self.executed = past.executed;
+        self.results.write_past(snapshot, past.executed);
     }
 
     fn status(&self, trend: &mut Trend) -> Status {
@@ -270,7 +273,9 @@ impl Run<'_> {
         self.tracer.stop();
         // What ended or began at the very end.
         self.tracer.handle_notices();
-        self.pass_on();
+        while self.tracer.has_past() {
+            self.pass_on();
+        }
         if !matches!(end, End::Asked | End::TimeUp) && !self.arguments.quiet {
             say(&self.explanation(end));
         }

@@ -1,7 +1,7 @@
 //! Everything that is attached, from the first reading of the mappings to the last snapshot.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, VecDeque},
     num::NonZeroU32,
     os::fd::BorrowedFd,
     sync::Arc,
@@ -63,7 +63,9 @@ pub struct Tracer {
     root: Arc<Process>,
     history: History,
     clock: Instant,
-    past: Vec<Past>,
+    /// Address spaces that are no more; `true` if the process executed another program. Their books stay in the kernel until
+    /// there is time to read them.
+    ending: VecDeque<(Space, bool)>,
     look_at_ends: Option<Instant>,
 }
 
@@ -98,7 +100,7 @@ impl Tracer {
             root: Arc::clone(&process),
             history: History::default(),
             clock: Instant::now(),
-            past: Vec::new(),
+            ending: VecDeque::new(),
             look_at_ends: None,
         };
         space.layout = tracer.files.new_layout();
@@ -152,9 +154,9 @@ impl Tracer {
         self.clock.elapsed()
     }
 
-    /// How many address spaces are traced.
-    pub fn living(&self) -> usize {
-        self.spaces.len()
+    /// Whether there is an address space left that is traced.
+    pub fn lives(&self) -> bool {
+        !self.spaces.is_empty()
     }
 
     /// Acts on what the programs told.
@@ -188,9 +190,26 @@ impl Tracer {
         }
     }
 
-    /// The address spaces that are no more, since the last call.
-    pub fn take_past(&mut self) -> Vec<Past> {
-        std::mem::take(&mut self.past)
+    /// Whether [`Tracer::take_past`] has something to tell.
+    pub fn has_past(&self) -> bool {
+        !self.ending.is_empty()
+    }
+
+    /// The last word on the next address space that is no more; `None` also if there is nothing to tell of it.
+    pub fn take_past(&mut self) -> Option<Past> {
+        let (mut space, executed) = self.ending.pop_front()?;
+        space.say_what_is_not_visible();
+        let mut snapshot = self.snapshot(&space);
+        if snapshot.coverage.allocators.is_empty() && !snapshot.sites.is_empty() {
+            snapshot
+                .coverage
+                .allocators
+                .push("an allocator that is probed for other processes".into());
+        }
+        // Most forks only execute a program: of such a moment there is nothing to tell.
+        let is_idle = snapshot.sites.iter().all(|site| site.inherited);
+        let is_told = !(executed && is_idle && matches!(space.origin, Origin::Forked { .. }));
+        is_told.then_some(Past { snapshot, executed })
     }
 
     /// Whether the process is stopped whenever its dynamic linker changed its mappings, so that nothing is missed.
@@ -353,28 +372,16 @@ impl Tracer {
         }
     }
 
-    /// The last word on an address space.
+    /// An address space is no more.
     fn end(&mut self, id: u32, executed: bool) {
-        let Some(mut space) = self.spaces.remove(&id) else {
+        let Some(space) = self.spaces.remove(&id) else {
             return;
         };
-        space.say_what_is_not_visible();
-        let mut snapshot = self.snapshot(&space);
-        if snapshot.coverage.allocators.is_empty() && !snapshot.sites.is_empty() {
-            snapshot
-                .coverage
-                .allocators
-                .push("an allocator that is probed for other processes".into());
-        }
-        // Most forks only execute a program: of such a moment there is nothing to tell.
-        let is_idle = snapshot.sites.iter().all(|site| site.inherited);
-        if !(executed && is_idle && matches!(space.origin, Origin::Forked { .. })) {
-            self.past.push(Past { snapshot, executed });
-        }
         self.programs.spaces().forget(space.info.pid, id);
         if self.files.leave_layout(space.layout) {
             self.programs.tables().remove_layout(space.layout);
         }
+        self.ending.push_back((space, executed));
     }
 
     /// Finds where return probes return to, which is known only some time after the first.
