@@ -36,6 +36,8 @@ pub struct Block {
 }
 
 /// One distinct stack and its books. Live values are the allocated minus the freed.
+///
+/// When blocks are sampled, objects, bytes and births are estimates, in units of 2^−[`crate::sampling::WEIGHT_SHIFT`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Stack {
@@ -49,6 +51,10 @@ pub struct Stack {
     pub freed_bytes: u64,
     /// Sum of [`Block::born`] over the live blocks.
     pub born_sum: u64,
+    /// When blocks are sampled: how many were recorded.
+    pub recorded: u64,
+    /// When blocks are sampled: how many of the recorded were freed.
+    pub recorded_freed: u64,
     /// Index of the first frame, the innermost; frames are stored next to each other.
     pub frames_start: u32,
     /// How many frames there are.
@@ -150,7 +156,7 @@ pub const COUNTERS: usize = 13;
 
 const _: () = assert!(size_of::<BlockKey>() == 16);
 const _: () = assert!(size_of::<Block>() == 16);
-const _: () = assert!(size_of::<Stack>() == 48);
+const _: () = assert!(size_of::<Stack>() == 64);
 
 /// The switches that user space sets and the positions that the programs advance; the only element of its map.
 #[derive(Clone, Copy, Debug, Default)]
@@ -166,6 +172,8 @@ pub struct Control {
     pub frames: u64,
     /// Where return probes return to (virtual address); 0 while it is not known.
     pub trampoline: u64,
+    /// Smaller blocks are not recorded (bytes).
+    pub min_size: u64,
     /// 1 while calls are recorded. 0 before every probe is in place, after an exec, and from the last snapshot on.
     pub enabled: u32,
     /// The process that is traced (thread group id in the initial PID namespace).
@@ -178,6 +186,10 @@ pub struct Control {
     pub anchor: u32,
     /// 1 from when the dynamic linker changed the mappings until user space begins to read them.
     pub stale: u32,
+    /// 1 if blocks are drawn as [`crate::sampling`] says, 0 if every block is recorded.
+    pub sampled: u32,
+    /// 1 if blocks are left out on purpose: a free of a block that is not in the books then says nothing.
+    pub selective: u32,
 }
 
 /// What a program tells user space through the ring buffer.

@@ -6,6 +6,7 @@ use aya_ebpf::{
 };
 use memtrace_ebpf::{
     layout::{Block, BlockKey, COUNTERS as COUNTER_COUNT, Control, Stack, tail},
+    sampling::{CLASSES, SizeClass},
     unwind::{Mapping, Page, Row},
     walk::Walk,
 };
@@ -84,6 +85,9 @@ pub static TAILS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
 #[map]
 pub static NOTICES: RingBuf = RingBuf::with_byte_size(4096, 0);
 
+/// How blocks of each size class are drawn.
+#[map]
+pub static SIZE_CLASSES: Array<SizeClass> = Array::with_max_entries(CLASSES as u32, MMAPABLE);
 /// Live blocks; at load.
 #[map]
 pub static LIVE: HashMap<BlockKey, Block> = HashMap::with_max_entries(1, 0);

@@ -1,9 +1,11 @@
 //! Reading the books: counters, stacks and their frames, straight from the kernel's memory.
 
-use aya::Ebpf;
-use memtrace_ebpf::layout::{Counter, EndReason, OVERFLOW_STACK, Stack};
+use std::collections::HashMap;
 
-use super::{KernelError, array::MappedArray};
+use aya::Ebpf;
+use memtrace_ebpf::layout::{Block, BlockKey, Counter, EndReason, OVERFLOW_STACK, Stack};
+
+use super::{KernelError, array::MappedArray, blocks::Blocks, sampling::SizeClasses};
 
 /// One stack's books with its frames.
 #[derive(Clone, Debug)]
@@ -18,9 +20,45 @@ pub struct RawStack {
     pub end: EndReason,
 }
 
+/// Live blocks of one stack. Objects, bytes and births are in the unit of the books, see [`Books::whole`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    /// Blocks.
+    pub objects: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Sum of the times of birth (ticks); wraps.
+    pub born_sum: u64,
+    /// When blocks are sampled: how many these are.
+    pub recorded: u64,
+}
+
+impl Live {
+    /// What lives of a stack's blocks. The programs change one number after the other, so a reading in between can be
+    /// ahead.
+    pub fn of(stack: &Stack) -> Self {
+        Self {
+            objects: stack.alloc_objects.saturating_sub(stack.freed_objects),
+            bytes: stack.alloc_bytes.saturating_sub(stack.freed_bytes),
+            born_sum: stack.born_sum,
+            recorded: stack.recorded.saturating_sub(stack.recorded_freed),
+        }
+    }
+
+    fn add(&mut self, block: &Block, weight: u64) {
+        self.objects += weight;
+        self.bytes = self.bytes.wrapping_add(weight.wrapping_mul(block.size));
+        let births = weight.wrapping_mul(block.born.into());
+        self.born_sum = self.born_sum.wrapping_add(births);
+        self.recorded += 1;
+    }
+}
+
 /// The kernel's books.
 #[derive(Debug)]
 pub struct Books {
+    blocks: Blocks,
+    classes: SizeClasses,
     stacks: MappedArray<Stack>,
     frames: MappedArray<u64>,
     counters: MappedArray<u64>,
@@ -29,10 +67,40 @@ pub struct Books {
 impl Books {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
         Ok(Self {
+            blocks: Blocks::take(ebpf)?,
+            classes: SizeClasses::default(),
             stacks: MappedArray::take(ebpf, "STACKS")?,
             frames: MappedArray::take(ebpf, "FRAMES")?,
             counters: MappedArray::take(ebpf, "COUNTERS")?,
         })
+    }
+
+    /// From now on blocks are sampled.
+    pub(super) fn set_classes(&mut self, classes: SizeClasses) {
+        self.classes = classes;
+    }
+
+    /// A sum of objects or bytes in the books as a whole number: samples are added up in fractions.
+    pub fn whole(&self, sum: u64) -> u64 {
+        self.classes.whole(sum)
+    }
+
+    /// The live blocks that `choose` takes, added up by the index of their stack. Takes some 0.1 µs a block.
+    ///
+    /// # Errors
+    /// When the kernel does not let the table be read.
+    pub fn live_blocks(
+        &self,
+        choose: impl Fn(&BlockKey, &Block) -> bool,
+    ) -> Result<HashMap<u32, Live>, KernelError> {
+        let mut live: HashMap<u32, Live> = HashMap::new();
+        self.blocks.for_each(|key, block| {
+            if choose(key, block) {
+                let weight = self.classes.weight(block.size);
+                live.entry(block.stack).or_default().add(block, weight);
+            }
+        })?;
+        Ok(live)
     }
 
     /// How many stacks fit.

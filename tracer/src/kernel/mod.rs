@@ -1,15 +1,17 @@
 //! The kernel's side: loads the programs, fills their tables, attaches them, reads their books.
 
 mod array;
+mod blocks;
 mod books;
 mod programs;
+mod sampling;
 mod tables;
 
 use std::io;
 
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
-pub use books::{Books, RawStack};
+pub use books::{Books, Live, RawStack};
 pub use programs::{Limits, Programs};
 pub use tables::{FileTable, TableRoom};
 

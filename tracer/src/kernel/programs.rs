@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     mem::offset_of,
-    num::NonZeroU32,
+    num::{NonZeroU32, NonZeroU64},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
@@ -25,6 +25,7 @@ use super::{
     KernelError,
     array::MappedArray,
     books::Books,
+    sampling::SizeClasses,
     tables::{TableRoom, Tables},
 };
 use crate::probe::{AllocFunction, InnerRole, Site};
@@ -116,6 +117,27 @@ impl Programs {
             ebpf,
             _tails: tails,
         })
+    }
+
+    /// Has only some blocks recorded: one for every `sample_bytes` bytes on average, and none smaller than `min_size`
+    /// (bytes). To be called before anything is recorded.
+    ///
+    /// # Errors
+    /// When a map cannot be filled.
+    pub fn choose_blocks(
+        &mut self,
+        sample_bytes: Option<NonZeroU64>,
+        min_size: u64,
+    ) -> Result<(), KernelError> {
+        if let Some(mean) = sample_bytes {
+            self.books.set_classes(SizeClasses::fill(&mut self.ebpf, mean)?);
+        }
+        let mut control = self.control.get(0).unwrap_or_default();
+        control.min_size = min_size;
+        control.sampled = u32::from(sample_bytes.is_some());
+        control.selective = u32::from(sample_bytes.is_some() || min_size > 0);
+        self.control.set(0, control);
+        Ok(())
     }
 
     /// What was counted.

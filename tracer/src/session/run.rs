@@ -67,7 +67,8 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
     let path = path.unwrap_or_else(|| unused(OutputDir::default_path(process.info(), SystemTime::now())));
     let directory = OutputDir::create(path)?;
     let settings = Settings {
-        max_live: arguments.max_live,
+        max_live: arguments.max_live(),
+        selection: arguments.selection(),
         floor: arguments.floor,
     };
     let tracer = match Tracer::attach(Arc::clone(&process), &settings) {
@@ -186,7 +187,7 @@ impl Run<'_> {
     /// Writes a numbered profile. A failure is told, and tracing goes on.
     fn write_snapshot(&mut self) {
         let snapshot = self.tracer.snapshot();
-        let profile = profile::heap(&snapshot, &mut self.symbolizer);
+        let profile = profile::heap(&snapshot, &mut self.symbolizer, self.arguments.allocator_frames());
         match self.directory.write_numbered("heap", &profile) {
             Ok(path) => say(&format!("snapshot written to {}", path.display())),
             Err(error) => log::error!("{error}"),
@@ -238,7 +239,7 @@ fn write_results(
     snapshot: &Snapshot,
     symbolizer: &mut Symbolizer,
 ) -> Result<(), Error> {
-    let profile = profile::heap(snapshot, symbolizer);
+    let profile = profile::heap(snapshot, symbolizer, arguments.allocator_frames());
     let written = directory.write_final("heap", &profile);
     if arguments.quiet {
         written?;

@@ -1,12 +1,12 @@
 //! From the kernel's books to a snapshot.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
-use memtrace_ebpf::layout::{Counter, EndReason, OVERFLOW_STACK, Stack, TICK_SHIFT};
+use memtrace_ebpf::layout::{Counter, EndReason, OVERFLOW_STACK, TICK_SHIFT};
 
 use super::history::Reading;
 use crate::{
-    kernel::{Books, RawStack},
+    kernel::{Books, KernelError, Live, RawStack},
     snapshot::{Losses, Site},
 };
 
@@ -25,71 +25,90 @@ pub struct Totals {
 pub fn live_bytes(books: &Books, count: usize) -> Vec<u64> {
     (0..count)
         .map_while(|id| books.stack(id))
-        .map(|stack| live(&stack).1)
+        .map(|stack| books.whole(Live::of(&stack).bytes))
         .collect()
 }
 
 /// The sums over all stacks.
 pub fn totals(books: &Books, count: usize) -> Totals {
     let mut totals = Totals {
-        not_recorded: books.counter(Counter::BlocksFull) + books.counter(Counter::ThreadsFull),
+        not_recorded: books.whole(books.counter(Counter::BlocksFull)) + books.counter(Counter::ThreadsFull),
         ..Totals::default()
     };
     for stack in (0..count).map_while(|id| books.stack(id)) {
-        let (objects, bytes) = live(&stack);
-        totals.live_objects += objects;
-        totals.live_bytes += bytes;
+        let live = Live::of(&stack);
+        totals.live_objects += books.whole(live.objects);
+        totals.live_bytes += books.whole(live.bytes);
     }
     totals
 }
 
-/// Sites, losses, and failed calls.
-pub fn read(books: &Books, count: usize, earlier: Option<&Reading>) -> (Vec<Site>, Losses, u64) {
+/// The live blocks that are at least this old, by the index of their stack.
+///
+/// # Errors
+/// When the kernel does not let them be read.
+pub fn old_blocks(books: &Books, min_age: Duration) -> Result<HashMap<u32, Live>, KernelError> {
+    let now = now_ticks();
+    let ticks = min_age.as_nanos() >> TICK_SHIFT;
+    books.live_blocks(|_, block| {
+        // The kernel's clock may be ahead by a tick, and both wrap.
+        let age = (now as u32).wrapping_sub(block.born) as i32;
+        u128::from(age.max(0).unsigned_abs()) >= ticks
+    })
+}
+
+/// Sites, losses, and failed calls. With `chosen`, only these blocks are live.
+pub fn read(
+    books: &Books,
+    count: usize,
+    earlier: Option<&Reading>,
+    chosen: Option<&HashMap<u32, Live>>,
+) -> (Vec<Site>, Losses, u64) {
     let stacks = books.used_stacks(count);
     let losses = losses(books, &stacks);
     let now = now_ticks();
     let sites = stacks
         .into_iter()
-        .map(|stack| site(stack, now, earlier))
+        .map(|stack| {
+            let live = match chosen {
+                Some(chosen) => chosen.get(&stack.id).copied().unwrap_or_default(),
+                None => Live::of(&stack.books),
+            };
+            site(books, stack, &live, now, earlier)
+        })
         .collect();
     (sites, losses, books.counter(Counter::FailedCalls))
 }
 
-fn site(stack: RawStack, now: u64, earlier: Option<&Reading>) -> Site {
-    let (live_objects, live_bytes) = live(&stack.books);
+fn site(books: &Books, stack: RawStack, live: &Live, now: u64, earlier: Option<&Reading>) -> Site {
     // The sum wraps, and so does the product: their difference is the sum of the ages all the same.
-    let ages = live_objects.wrapping_mul(now).wrapping_sub(stack.books.born_sum) as i64;
-    let mean_ticks = ages.max(0) as u64 / live_objects.max(1);
+    let ages = live.objects.wrapping_mul(now).wrapping_sub(live.born_sum) as i64;
+    let mean_ticks = ages.max(0) as u64 / live.objects.max(1);
     let before = earlier.map_or(0, |reading| {
         reading.live_bytes.get(stack.id as usize).copied().unwrap_or(0)
     });
+    let live_bytes = books.whole(live.bytes);
     Site {
         frames: stack.frames,
         end: stack.end,
-        alloc_objects: stack.books.alloc_objects,
-        alloc_bytes: stack.books.alloc_bytes,
-        live_objects,
+        alloc_objects: books.whole(stack.books.alloc_objects),
+        alloc_bytes: books.whole(stack.books.alloc_bytes),
+        live_objects: books.whole(live.objects),
         live_bytes,
+        alloc_samples: stack.books.recorded,
+        live_samples: live.recorded,
         mean_age: Duration::from_nanos(mean_ticks << TICK_SHIFT),
         recent_change: live_bytes as i64 - before as i64,
     }
 }
 
-/// Live objects and bytes. The programs change one number after the other, so a reading in between can be ahead.
-fn live(stack: &Stack) -> (u64, u64) {
-    (
-        stack.alloc_objects.saturating_sub(stack.freed_objects),
-        stack.alloc_bytes.saturating_sub(stack.freed_bytes),
-    )
-}
-
 fn losses(books: &Books, stacks: &[RawStack]) -> Losses {
     let without_stack = stacks.iter().find(|stack| stack.id == OVERFLOW_STACK);
     Losses {
-        blocks_full: books.counter(Counter::BlocksFull),
-        blocks_full_bytes: books.counter(Counter::BlocksFullBytes),
+        blocks_full: books.whole(books.counter(Counter::BlocksFull)),
+        blocks_full_bytes: books.whole(books.counter(Counter::BlocksFullBytes)),
         threads_full: books.counter(Counter::ThreadsFull),
-        without_stack: without_stack.map_or(0, |stack| stack.books.alloc_objects),
+        without_stack: without_stack.map_or(0, |stack| books.whole(stack.books.alloc_objects)),
         unmatched_frees: books.counter(Counter::UnmatchedFrees),
         missed_frees: books.counter(Counter::MissedFrees),
         abandoned_calls: books.counter(Counter::AbandonedCalls),
@@ -97,11 +116,11 @@ fn losses(books: &Books, stacks: &[RawStack]) -> Losses {
         nested_too_deep: books.counter(Counter::NestedTooDeep),
         unreadable_results: books.counter(Counter::UnreadableResults),
         stale_mappings: books.counter(Counter::StaleMappings),
-        truncated: truncated(stacks),
+        truncated: truncated(books, stacks),
     }
 }
 
-fn truncated(stacks: &[RawStack]) -> Vec<(EndReason, u64)> {
+fn truncated(books: &Books, stacks: &[RawStack]) -> Vec<(EndReason, u64)> {
     let incomplete = |reason: &EndReason| !matches!(reason, EndReason::Complete | EndReason::Running);
     EndReason::ALL
         .into_iter()
@@ -112,7 +131,7 @@ fn truncated(stacks: &[RawStack]) -> Vec<(EndReason, u64)> {
                 .filter(|stack| stack.end == reason)
                 .map(|s| s.books.alloc_objects)
                 .sum();
-            (reason, blocks)
+            (reason, books.whole(blocks))
         })
         .filter(|&(_, blocks)| blocks > 0)
         .collect()

@@ -17,8 +17,8 @@ use super::{
     snapshot,
 };
 use crate::{
-    kernel::{FileTable, Limits, Programs, TableRoom},
-    snapshot::{Coverage, Snapshot},
+    kernel::{FileTable, KernelError, Limits, Live, Programs, TableRoom},
+    snapshot::{Coverage, Selection, Snapshot},
     target::{Change, Mapping, MappingReader, Process},
 };
 
@@ -47,6 +47,8 @@ const HEAP_NOT_VISIBLE: &str = "heap not visible: no mapped file defines malloc 
 pub struct Settings {
     /// Live blocks that can be recorded at once.
     pub max_live: u32,
+    /// Which blocks are recorded, and which of them are shown.
+    pub selection: Selection,
     /// Attach programs that do nothing, to measure the cost of the probes alone.
     pub floor: bool,
 }
@@ -59,6 +61,7 @@ pub struct Tracer {
     tables: HashMap<(u64, u64), FileTable>,
     coverage: Coverage,
     probes: Probes,
+    selection: Selection,
     floor: bool,
     wishes_from: Option<Instant>,
     knows_trampoline: bool,
@@ -83,13 +86,15 @@ impl Tracer {
             limits.blocks,
             limits.other_bytes() >> 20
         );
-        let programs = Programs::load(&limits, process.pid())?;
+        let mut programs = Programs::load(&limits, process.pid())?;
+        programs.choose_blocks(settings.selection.sample_bytes, settings.selection.min_size)?;
         let mut tracer = Self {
             process,
             reader,
             programs,
             tables: HashMap::new(),
             probes: images.probes(),
+            selection: settings.selection,
             floor: settings.floor,
             wishes_from: None,
             knows_trampoline: false,
@@ -192,19 +197,43 @@ impl Tracer {
     pub fn snapshot(&self) -> Snapshot {
         let elapsed = self.elapsed();
         let earlier = self.history.half_way(elapsed);
-        let (sites, losses, failed_calls) =
-            snapshot::read(self.programs.books(), self.programs.stack_count(), earlier);
+        let (mut selection, mut coverage) = (self.selection, self.coverage.clone());
+        let old_blocks = self.old_blocks().unwrap_or_else(|error| {
+            selection.min_age = Duration::ZERO;
+            coverage.not_covered.push(format!(
+                "blocks by their age, so younger ones are shown, too: {error}"
+            ));
+            None
+        });
+        // Earlier readings are of blocks of every age.
+        let earlier = earlier.filter(|_| old_blocks.is_none());
+        let (sites, losses, failed_calls) = snapshot::read(
+            self.programs.books(),
+            self.programs.stack_count(),
+            earlier,
+            old_blocks.as_ref(),
+        );
         Snapshot {
             process: self.process.info().clone(),
             started: self.started,
             duration: elapsed,
             recent: earlier.map_or(Duration::ZERO, |reading| elapsed.saturating_sub(reading.at)),
             sites,
+            selection,
             losses,
-            coverage: self.coverage.clone(),
+            coverage,
             failed_calls,
             mappings: self.reader.mappings(),
         }
+    }
+
+    /// The live blocks by stack, if only those of some age are wanted.
+    fn old_blocks(&self) -> Result<Option<HashMap<u32, Live>>, KernelError> {
+        let min_age = self.selection.min_age;
+        if min_age.is_zero() {
+            return Ok(None);
+        }
+        snapshot::old_blocks(self.programs.books(), min_age).map(Some)
     }
 
     /// Reads the mappings again.
