@@ -85,7 +85,7 @@ fn deviation(truth: &Truth, estimate: &[f64; 4]) -> f64 {
 fn assert_near(books: &BTreeMap<String, Truth>, heap: &Heap) {
     let profiled = heap.by_function("site_");
     let mut outside = Vec::new();
-    let (mut truth_sum, mut estimate_sum) = ([0.0; 4], [0.0; 4]);
+    let mut sums = [(0.0, 0.0, 0.0); 4];
     for (name, truth) in books {
         let estimate = profiled.get(name).map(four).unwrap_or_default();
         let deviation = deviation(truth, &estimate);
@@ -97,9 +97,10 @@ fn assert_near(books: &BTreeMap<String, Truth>, heap: &Heap) {
         if deviation > BOUNDS {
             outside.push(format!("{name} by {deviation:.2}"));
         }
-        for i in 0..4 {
-            truth_sum[i] += truth.values[i];
-            estimate_sum[i] += estimate[i];
+        for (i, (value, estimated, variance)) in sums.iter_mut().enumerate() {
+            *value += truth.values[i];
+            *estimated += estimate[i];
+            *variance += truth.variances[i];
         }
     }
     assert!(
@@ -107,11 +108,17 @@ fn assert_near(books: &BTreeMap<String, Truth>, heap: &Heap) {
         "outside of their 99.9% bounds: {}",
         outside.join(", ")
     );
-    // Of live objects, the least precise of the four, the standard error is 0.24%.
-    for i in 0..4 {
-        let error = estimate_sum[i] / truth_sum[i] - 1.0;
-        println!("value {i}: mean error {:+.3}%", error * 100.0);
+    for (i, (value, estimated, variance)) in sums.into_iter().enumerate() {
+        let error = estimated / value - 1.0;
+        // At most 0.24%, of live objects.
+        let standard_error = variance.sqrt() / value;
+        println!(
+            "value {i}: mean error {:+.3}%, standard error {:.3}%",
+            error * 100.0,
+            standard_error * 100.0
+        );
         assert!(error.abs() < 0.01, "value {i} is off by {:+.2}%", error * 100.0);
+        assert!(error.abs() < 5.0 * standard_error, "value {i} is biased");
     }
 }
 

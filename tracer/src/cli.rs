@@ -9,11 +9,11 @@ use crate::{profile::AllocatorFrames, snapshot::Selection};
 /// What `--help` shows below the options.
 const AFTER_HELP: &str = "\
 Examples:
-  sudo memtrace --pid 1234                   until Ctrl-C or until the process ends
-  sudo memtrace --pid 1234 --duration 30s    for 30 seconds
-  sudo memtrace --pid 1234 --sample-bytes 512k   in production: estimates, at a fraction of the cost
-  sudo kill -USR1 $(pidof memtrace)          a snapshot now; tracing goes on
-  go tool pprof -http=: DIR/heap.pb.gz       look at the profile
+  sudo memtrace --pid 1234                       until Ctrl-C or until the process ends
+  sudo memtrace --pid 1234 --duration 30s        for 30 seconds
+  sudo memtrace --pid 1234 --sample-bytes 512k   estimates from few blocks, at the least cost
+  sudo kill -USR1 $(pidof memtrace)              a snapshot now; tracing goes on
+  go tool pprof -http=: DIR/heap.pb.gz           look at the profile
 
 Exit codes: 0 done, 1 run-time failure, 2 usage, 3 no privilege or kernel feature, 4 no such process.";
 
@@ -40,10 +40,10 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub top: usize,
 
-    /// Record one block in SIZE bytes on average instead of every block: 512k, 1M. What is shown is an estimate.
+    /// Record one block in SIZE bytes on average, not every block: 512k, 1M. All numbers become estimates.
     ///
-    /// Whether a block is recorded is decided at random by its size alone, so that every byte allocated has the same
-    /// chance. A block of SIZE bytes or more is rarely missed.
+    /// Every byte allocated has the same chance, whatever the order of calls and the thread: large blocks are always
+    /// recorded, small ones rarely, and each stands for as many of its size as were not. The estimates have no bias.
     #[arg(long, value_name = "SIZE", value_parser = parse_distance)]
     pub sample_bytes: Option<NonZeroU64>,
 
@@ -51,13 +51,13 @@ pub struct Arguments {
     #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true, value_parser = parse_size)]
     pub min_size: u64,
 
-    /// Of the live blocks show only those that are at least this old: 30s, 5m, 1h30m.
+    /// Show as live only blocks that are at least this old: 30s, 5m, 1h30m.
     ///
-    /// Values of all allocations are not filtered.
+    /// What was allocated in all (`alloc_space`, `alloc_objects`) is not filtered.
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub older_than: Option<Duration>,
 
-    /// Leave the allocator's own functions out, so that stacks begin with their caller; with `false`, keep them.
+    /// Leave allocator functions out of profiles: a stack begins with who called `operator new`, not with it.
     #[arg(
         long,
         value_name = "BOOL",

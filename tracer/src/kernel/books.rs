@@ -1,7 +1,5 @@
 //! Reading the books: counters, stacks and their frames, straight from the kernel's memory.
 
-use std::collections::HashMap;
-
 use aya::Ebpf;
 use memtrace_ebpf::layout::{Block, BlockKey, Counter, EndReason, OVERFLOW_STACK, Stack};
 
@@ -85,20 +83,23 @@ impl Books {
         self.classes.whole(sum)
     }
 
-    /// The live blocks that `choose` takes, added up by the index of their stack. Takes some 0.1 µs a block.
+    /// The live blocks that `choose` takes, added up by the index of their stack: stacks beyond the end have none.
+    ///
+    /// It takes some 0.3 s for a million blocks.
     ///
     /// # Errors
     /// When the kernel does not let the table be read.
-    pub fn live_blocks(
-        &self,
-        choose: impl Fn(&BlockKey, &Block) -> bool,
-    ) -> Result<HashMap<u32, Live>, KernelError> {
-        let mut live: HashMap<u32, Live> = HashMap::new();
+    pub fn live_blocks(&self, choose: impl Fn(&BlockKey, &Block) -> bool) -> Result<Vec<Live>, KernelError> {
+        let mut live = Vec::new();
         self.blocks.for_each(|key, block| {
-            if choose(key, block) {
-                let weight = self.classes.weight(block.size);
-                live.entry(block.stack).or_default().add(block, weight);
+            let stack = block.stack as usize;
+            if !choose(key, block) || stack >= self.stack_room() {
+                return;
             }
+            if live.len() <= stack {
+                live.resize(stack + 1, Live::default());
+            }
+            live[stack].add(block, self.classes.weight(block.size));
         })?;
         Ok(live)
     }

@@ -168,7 +168,7 @@ impl<W: Write> Report<'_, W> {
         writeln!(self.out, "  allocated   {}", amount(allocated, allocated_objects))?;
         let younger = match self.snapshot.selection.min_age.is_zero() {
             true => "",
-            false => ", or younger",
+            false => " (young blocks included)",
         };
         writeln!(
             self.out,

@@ -1,6 +1,6 @@
 //! From the kernel's books to a snapshot.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use memtrace_ebpf::layout::{Counter, EndReason, OVERFLOW_STACK, TICK_SHIFT};
 
@@ -47,7 +47,7 @@ pub fn totals(books: &Books, count: usize) -> Totals {
 ///
 /// # Errors
 /// When the kernel does not let them be read.
-pub fn old_blocks(books: &Books, min_age: Duration) -> Result<HashMap<u32, Live>, KernelError> {
+pub fn old_blocks(books: &Books, min_age: Duration) -> Result<Vec<Live>, KernelError> {
     let now = now_ticks();
     let ticks = min_age.as_nanos() >> TICK_SHIFT;
     books.live_blocks(|_, block| {
@@ -62,7 +62,7 @@ pub fn read(
     books: &Books,
     count: usize,
     earlier: Option<&Reading>,
-    chosen: Option<&HashMap<u32, Live>>,
+    chosen: Option<&[Live]>,
 ) -> (Vec<Site>, Losses, u64) {
     let stacks = books.used_stacks(count);
     let losses = losses(books, &stacks);
@@ -71,7 +71,7 @@ pub fn read(
         .into_iter()
         .map(|stack| {
             let live = match chosen {
-                Some(chosen) => chosen.get(&stack.id).copied().unwrap_or_default(),
+                Some(chosen) => chosen.get(stack.id as usize).copied().unwrap_or_default(),
                 None => Live::of(&stack.books),
             };
             site(books, stack, &live, now, earlier)

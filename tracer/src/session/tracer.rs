@@ -211,7 +211,7 @@ impl Tracer {
             self.programs.books(),
             self.programs.stack_count(),
             earlier,
-            old_blocks.as_ref(),
+            old_blocks.as_deref(),
         );
         Snapshot {
             process: self.process.info().clone(),
@@ -228,7 +228,7 @@ impl Tracer {
     }
 
     /// The live blocks by stack, if only those of some age are wanted.
-    fn old_blocks(&self) -> Result<Option<HashMap<u32, Live>>, KernelError> {
+    fn old_blocks(&self) -> Result<Option<Vec<Live>>, KernelError> {
         let min_age = self.selection.min_age;
         if min_age.is_zero() {
             return Ok(None);
