@@ -181,6 +181,7 @@ impl Run<'_> {
             live_objects: totals.live_objects,
             change_per_minute: trend.add(elapsed, totals.live_bytes),
             not_recorded: totals.not_recorded,
+            is_estimate: self.arguments.sample_bytes.is_some(),
         }
     }
 
