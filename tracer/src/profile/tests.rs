@@ -361,6 +361,42 @@ fn comments_say_what_was_covered_and_what_was_lost() {
 }
 
 #[test]
+fn estimates_are_called_so() {
+    let mut snapshot = real_snapshot();
+    assert_eq!(
+        heap(&snapshot, &mut Symbolizer::new(), AllocatorFrames::Keep).period,
+        1
+    );
+    snapshot.selection.sample_bytes = std::num::NonZeroU64::new(4096);
+    snapshot.selection.min_size = 16;
+    (snapshot.sites[0].alloc_samples, snapshot.sites[0].live_samples) = (7, 3);
+    (snapshot.sites[1].alloc_samples, snapshot.sites[1].live_samples) = (1, 1);
+    let profile = heap(&snapshot, &mut Symbolizer::new(), AllocatorFrames::Keep);
+    assert_eq!(profile.period, 4096);
+    let comments = Reader(&profile).comments().join("\n");
+    assert!(
+        comments.contains("estimates, from 8 recorded blocks, of which 4 are live"),
+        "{comments}"
+    );
+    assert!(
+        comments.contains("not recorded: blocks smaller than 16 bytes"),
+        "{comments}"
+    );
+}
+
+#[test]
+fn stacks_begin_with_the_caller_of_the_allocator() {
+    let profile = heap(&real_snapshot(), &mut Symbolizer::new(), AllocatorFrames::Exclude);
+    let reader = Reader(&profile);
+    for sample in &profile.sample {
+        let names = reader.names(&sample.location_id);
+        assert!(!names[0].contains("malloc"), "{names:?}");
+    }
+    let objects: i64 = profile.sample.iter().map(|sample| sample.value[2]).sum();
+    assert_eq!(objects, 2 + 1 + 7 + 3);
+}
+
+#[test]
 fn what_is_no_profile_is_refused() {
     assert!(decode_gz(b"nothing").is_err());
     let mut cut = encode_gz(&real_profile());
