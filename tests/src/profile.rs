@@ -95,6 +95,8 @@ pub struct Heap {
     pub comments: Vec<String>,
     /// The sample type that viewers show first.
     pub default_sample_type: String,
+    /// The mean distance between two samples (bytes); 1 when every block is recorded.
+    pub period: i64,
     /// When tracing began, in nanoseconds since 1970.
     pub time_nanos: i64,
     /// How long tracing took, in nanoseconds.
@@ -131,6 +133,7 @@ impl Heap {
             stacks,
             comments,
             default_sample_type: strings.get(profile.default_sample_type)?,
+            period: profile.period,
             time_nanos: profile.time_nanos,
             duration_nanos: profile.duration_nanos,
         })

@@ -44,6 +44,8 @@ pub struct Block {
 }
 
 /// One distinct stack and its books. Live values are the allocated minus the freed.
+///
+/// When blocks are sampled, objects, bytes and births are estimates, in units of 2^−[`crate::sampling::WEIGHT_SHIFT`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Stack {
@@ -57,6 +59,10 @@ pub struct Stack {
     pub freed_bytes: u64,
     /// Sum of [`Block::born`] over the live blocks.
     pub born_sum: u64,
+    /// When blocks are sampled: how many were recorded.
+    pub recorded: u64,
+    /// When blocks are sampled: how many of the recorded were freed.
+    pub recorded_freed: u64,
     /// Index of the first frame, the innermost; frames are stored next to each other.
     pub frames_start: u32,
     /// How many frames there are.
@@ -171,7 +177,7 @@ pub const NO_SPACE: u32 = 0;
 
 const _: () = assert!(size_of::<BlockKey>() == 16);
 const _: () = assert!(size_of::<Block>() == 24);
-const _: () = assert!(size_of::<Stack>() == 56);
+const _: () = assert!(size_of::<Stack>() == 72);
 
 /// The switches that user space sets and the positions that the programs advance; the only element of its map.
 #[derive(Clone, Copy, Debug, Default)]
@@ -187,6 +193,8 @@ pub struct Control {
     pub frames: u64,
     /// The number of the next address space.
     pub next_space: u64,
+    /// Smaller blocks are not recorded (bytes).
+    pub min_size: u64,
     /// 1 while calls are recorded. 0 before every probe is in place, and from the last snapshot on.
     pub enabled: u32,
     /// 1 if the children of traced processes are traced, too, and what they execute.
@@ -200,6 +208,10 @@ pub struct Control {
     /// 1 while the process is stopped whenever its dynamic linker changed the mappings: memtrace started it, and
     /// lets it go on.
     pub hold: u32,
+    /// 1 if blocks are drawn as [`crate::sampling`] says, 0 if every block is recorded.
+    pub sampled: u32,
+    /// 1 if blocks are left out on purpose: a free of a block that is not in the books then says nothing.
+    pub selective: u32,
 }
 
 /// What is known of a process (by its thread group id in the initial PID namespace).

@@ -7,5 +7,6 @@
 
 pub mod bound;
 pub mod layout;
+pub mod sampling;
 pub mod unwind;
 pub mod walk;

@@ -1,8 +1,10 @@
 //! The command line.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, num::NonZeroU64, path::PathBuf, time::Duration};
 
-use clap::Parser;
+use clap::{ArgAction, Parser};
+
+use crate::{profile::AllocatorFrames, snapshot::Selection};
 
 /// The two ways to use it.
 const USAGE: &str = "memtrace [OPTIONS] --pid PID\n       memtrace [OPTIONS] -- CMD [ARGS]...";
@@ -10,12 +12,13 @@ const USAGE: &str = "memtrace [OPTIONS] --pid PID\n       memtrace [OPTIONS] -- 
 /// What `--help` shows below the options.
 const AFTER_HELP: &str = "\
 Examples:
-  sudo memtrace --pid 1234                   until Ctrl-C or until the process ends
-  sudo memtrace --pid 1234 --duration 30s    for 30 seconds
-  sudo memtrace -- ./server --port 80        a program from its first instruction on
-  sudo memtrace --children --pid 1234        it, its children and what they execute
-  sudo kill -USR1 $(pidof memtrace)          a snapshot now; tracing goes on
-  go tool pprof -http=: DIR/heap.pb.gz       look at the profile
+  sudo memtrace --pid 1234                       until Ctrl-C or until the process ends
+  sudo memtrace --pid 1234 --duration 30s        for 30 seconds
+  sudo memtrace --pid 1234 --sample-bytes 512k   estimates from few blocks, at the least cost
+  sudo memtrace --children --pid 1234            it, its children and what they execute
+  sudo memtrace -- ./server --port 80            a program from its first instruction on
+  sudo kill -USR1 $(pidof memtrace)              a snapshot now; tracing goes on
+  go tool pprof -http=: DIR/heap.pb.gz           look at the profile
 
 Exit codes: 0 done, 1 run-time failure, 2 usage, 3 no privilege or kernel feature, 4 no such process.";
 
@@ -46,9 +49,38 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub top: usize,
 
-    /// How many live blocks can be recorded at once; what does not fit is counted. 96 bytes of kernel memory each.
-    #[arg(long, value_name = "N", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
-    pub max_live: u32,
+    /// Record one block in SIZE bytes on average, not every block: 512k, 1M. All numbers become estimates.
+    ///
+    /// Every byte allocated has the same chance, whatever the order of calls and the thread: large blocks are always
+    /// recorded, small ones rarely, and each stands for as many of its size as were not. The estimates have no bias.
+    #[arg(long, value_name = "SIZE", value_parser = parse_distance)]
+    pub sample_bytes: Option<NonZeroU64>,
+
+    /// Do not record blocks smaller than this: 64, 4k, 1M.
+    #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true, value_parser = parse_size)]
+    pub min_size: u64,
+
+    /// Show as live only blocks that are at least this old: 30s, 5m, 1h30m.
+    ///
+    /// What was allocated in all (`alloc_space`, `alloc_objects`) is not filtered.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub older_than: Option<Duration>,
+
+    /// Leave allocator functions out of profiles: a stack begins with who called `operator new`, not with it.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        action = ArgAction::Set,
+        default_value_t = true,
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub exclude_allocator_frames: bool,
+
+    /// How many live blocks can be recorded at once; what does not fit is counted. 96 bytes of kernel memory each
+    /// [default: 1048576; when sampling, enough for 32 GiB of live memory].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
+    pub max_live: Option<u32>,
 
     /// No status line and no report: only the line that says that the probes are live, errors, and the profiles.
     #[arg(long, short, conflicts_with = "verbose")]
@@ -65,6 +97,68 @@ pub struct Arguments {
     /// Attach programs that do nothing: what remains is the cost of the probes alone. For benchmarks.
     #[arg(long, hide = true)]
     pub floor: bool,
+}
+
+/// Room for so many live blocks, unless there is a wish.
+const MAX_LIVE: u32 = 1 << 20;
+/// When blocks are sampled: room for so many at least.
+const MIN_LIVE_SAMPLED: u32 = 16 << 10;
+/// When blocks are sampled: for how much live memory there is room (bytes). A small table stays in the caches.
+const LIVE_BYTES_SAMPLED: u64 = 32 << 30;
+/// The largest mean distance between samples (bytes): then the smallest block still has a chance in 32 bits.
+const MAX_DISTANCE: u64 = 1 << 30;
+
+impl Arguments {
+    /// How many live blocks can be recorded at once.
+    pub fn max_live(&self) -> u32 {
+        let sampled = |mean: NonZeroU64| {
+            let blocks = LIVE_BYTES_SAMPLED / mean;
+            u32::try_from(blocks).map_or(MAX_LIVE, |blocks| blocks.clamp(MIN_LIVE_SAMPLED, MAX_LIVE))
+        };
+        self.max_live
+            .unwrap_or_else(|| self.sample_bytes.map_or(MAX_LIVE, sampled))
+    }
+
+    /// Which blocks are recorded and shown.
+    pub fn selection(&self) -> Selection {
+        Selection {
+            sample_bytes: self.sample_bytes,
+            min_size: self.min_size,
+            min_age: self.older_than.unwrap_or_default(),
+        }
+    }
+
+    /// Whether the allocator's functions are in the profiles.
+    pub fn allocator_frames(&self) -> AllocatorFrames {
+        match self.exclude_allocator_frames {
+            true => AllocatorFrames::Exclude,
+            false => AllocatorFrames::Keep,
+        }
+    }
+}
+
+/// Parses `4096`, `512k`, `512KiB`, `1M`, `2g`, each unit being 1024 times the one before it.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is not a size; write for example 4096, 512k, or 1M");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" | "kib" => 1 << 10,
+        "m" | "mb" | "mib" => 1 << 20,
+        "g" | "gb" | "gib" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(factor).ok_or_else(wrong)
+}
+
+/// Parses the mean distance between two samples.
+fn parse_distance(text: &str) -> Result<NonZeroU64, String> {
+    let size = parse_size(text)?;
+    NonZeroU64::new(size)
+        .filter(|size| size.get() <= MAX_DISTANCE)
+        .ok_or_else(|| format!("`{text}` is not between 1 byte and 1G"))
 }
 
 /// Parses `90`, `90s`, `1m30s`, `2h`, `500ms`.
@@ -96,7 +190,52 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arguments, Duration, parse_duration};
+    use clap::Parser as _;
+
+    use super::{AllocatorFrames, Arguments, Duration, parse_distance, parse_duration, parse_size};
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("512k"), Ok(512 << 10));
+        assert_eq!(parse_size("512KiB"), Ok(512 << 10));
+        assert_eq!(parse_size("1M"), Ok(1 << 20));
+        assert_eq!(parse_size("3g"), Ok(3 << 30));
+        for wrong in ["", "k", "1x", "-1", "1.5M", "1k2", "99999999999g"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}: {:?}", parse_size(wrong));
+        }
+        assert!(parse_distance("1").is_ok() && parse_distance("1g").is_ok());
+        assert!(parse_distance("0").is_err() && parse_distance("1025M").is_err());
+    }
+
+    fn parse(options: &[&str]) -> Arguments {
+        let words = ["memtrace", "--pid", "1"].iter().chain(options);
+        Arguments::try_parse_from(words).expect("these are options of ours")
+    }
+
+    #[test]
+    fn a_sampled_heap_needs_less_room() {
+        assert_eq!(parse(&[]).max_live(), 1 << 20);
+        assert_eq!(parse(&["--sample-bytes", "512k"]).max_live(), 64 << 10);
+        assert_eq!(parse(&["--sample-bytes", "1"]).max_live(), 1 << 20);
+        assert_eq!(parse(&["--sample-bytes", "1g"]).max_live(), 16 << 10);
+        assert_eq!(parse(&["--sample-bytes", "1g", "--max-live", "5"]).max_live(), 5);
+    }
+
+    #[test]
+    fn allocator_frames_are_excluded_unless_told() {
+        let frames = |options| parse(options).allocator_frames();
+        assert_eq!(frames(&[]), AllocatorFrames::Exclude);
+        assert_eq!(frames(&["--exclude-allocator-frames"]), AllocatorFrames::Exclude);
+        assert_eq!(
+            frames(&["--exclude-allocator-frames", "false"]),
+            AllocatorFrames::Keep
+        );
+        assert_eq!(
+            frames(&["--exclude-allocator-frames=true"]),
+            AllocatorFrames::Exclude
+        );
+    }
 
     #[test]
     fn durations() {

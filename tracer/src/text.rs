@@ -50,6 +50,13 @@ pub fn count(value: u64) -> String {
     scaled(value, 1000.0, &["", " k", " M", " G", " T", " P", " E"])
 }
 
+/// `3%`, `0.4%`: what an amount is off by.
+pub fn error_margin(ratio: f64) -> String {
+    let percent = ratio * 100.0;
+    let decimals = usize::from(percent < 0.95);
+    format!("{percent:.decimals$}%")
+}
+
 /// `+1.2 MiB`, `−512 bytes`, `±0`.
 pub fn change(value: i64) -> String {
     match value {

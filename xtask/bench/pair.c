@@ -1,18 +1,22 @@
 /*
  * The program that `cargo xtask bench` traces: malloc and free in a loop, 16 frames deep.
  *
- *     cc -O2 -g -fomit-frame-pointer -fno-optimize-sibling-calls pair.c -o pair
+ *     cc -O2 -g -fomit-frame-pointer -fno-optimize-sibling-calls -pthread pair.c -o pair
  *
  * It reads commands on stdin and answers each with one line on stdout:
  *
  *   run MS    malloc+free pairs of 64 to 127 bytes for MS milliseconds
  *             -> run PAIRS WALL_NANOSECONDS CPU_NANOSECONDS (of this thread)
+ *   threads N MS
+ *             the same in each of N threads at once
+ *             -> threads PAIRS WALL_NANOSECONDS CPU_NANOSECONDS (of all of them)
  *   hold N    allocate N blocks of 64 to 127 bytes from 64 call paths, and keep them
  *             -> hold N
  *
  * At the end of stdin it exits.
  */
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +24,7 @@
 
 #define NOINLINE __attribute__((noinline, noclone))
 
-enum { PAIRS_PER_CLOCK_CHECK = 256 };
+enum { PAIRS_PER_CLOCK_CHECK = 256, MAX_THREADS = 256 };
 
 static uint64_t now(clockid_t clock)
 {
@@ -30,7 +34,7 @@ static uint64_t now(clockid_t clock)
 }
 
 /* 64 to 127, from a linear congruential generator (Knuth, MMIX). */
-static uint64_t random_state = 1;
+static __thread uint64_t random_state = 1;
 static size_t block_size(void)
 {
     random_state = random_state * 6364136223846793005u + 1442695040888963407u;
@@ -79,6 +83,46 @@ FRAME(frame_13, frame_12)
 FRAME(frame_14, frame_13)
 FRAME(frame_15, frame_14)
 
+struct worker {
+    pthread_t thread;
+    pthread_barrier_t *start;
+    uint64_t milliseconds;
+    struct result result;
+};
+
+static void *worker_main(void *argument)
+{
+    struct worker *self = argument;
+    pthread_barrier_wait(self->start);
+    frame_15(self->milliseconds, &self->result);
+    return NULL;
+}
+
+/* The sums over all threads; the time that passed is that from when all had begun until the last had ended. */
+static struct result run_threads(unsigned count, uint64_t milliseconds)
+{
+    static struct worker workers[MAX_THREADS];
+    pthread_barrier_t start;
+    struct result sum = { 0 };
+    if (count > MAX_THREADS || pthread_barrier_init(&start, NULL, count + 1) != 0)
+        abort();
+    for (unsigned i = 0; i < count; i++) {
+        workers[i] = (struct worker){ .start = &start, .milliseconds = milliseconds };
+        if (pthread_create(&workers[i].thread, NULL, worker_main, &workers[i]) != 0)
+            abort();
+    }
+    pthread_barrier_wait(&start);
+    uint64_t begin = now(CLOCK_MONOTONIC);
+    for (unsigned i = 0; i < count; i++) {
+        pthread_join(workers[i].thread, NULL);
+        sum.pairs += workers[i].result.pairs;
+        sum.cpu += workers[i].result.cpu;
+    }
+    sum.wall = now(CLOCK_MONOTONIC) - begin;
+    pthread_barrier_destroy(&start);
+    return sum;
+}
+
 static void **held;
 
 NOINLINE static void keep_one(void)
@@ -119,13 +163,16 @@ NOINLINE static void keep(uint64_t path, unsigned levels)
 int main(void)
 {
     char line[64];
-    uint64_t n;
+    uint64_t n, threads;
     setvbuf(stdout, NULL, _IOLBF, 0);
     while (fgets(line, sizeof line, stdin) != NULL) {
         if (sscanf(line, "run %" SCNu64, &n) == 1) {
             struct result r;
             frame_15(n, &r);
             printf("run %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", r.pairs, r.wall, r.cpu);
+        } else if (sscanf(line, "threads %" SCNu64 " %" SCNu64, &threads, &n) == 2) {
+            struct result r = run_threads((unsigned)threads, n);
+            printf("threads %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", r.pairs, r.wall, r.cpu);
         } else if (sscanf(line, "hold %" SCNu64, &n) == 1) {
             for (uint64_t i = 0; i < n; i++)
                 keep(i, 6);

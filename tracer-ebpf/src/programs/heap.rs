@@ -19,7 +19,9 @@ use super::{
     calls::{drop_abandoned, inside_allocator, pop, thread_state},
     count, current, inherit,
     maps::{self, Call, MAX_NESTED},
-    process, recording, stack,
+    process, recording,
+    sampling::{Worth, is_chosen},
+    stack,
 };
 
 /// [`Block::stack`] of a block that is not there.
@@ -106,7 +108,10 @@ fn enter_free(ctx: ProbeContext) -> u32 {
     }
     if let Some(block) = take(&key) {
         book_free(&block);
-    } else if !inside_allocator(tid) && !(control.follow != 0 && inherit::free(space, address)) {
+    } else if control.selective == 0
+        && !inside_allocator(tid)
+        && !(control.follow != 0 && inherit::free(space, address))
+    {
         count(Counter::UnmatchedFrees, 1);
     }
     0
@@ -142,6 +147,9 @@ fn leave(ctx: RetProbeContext) -> u32 {
         if size != 0 {
             count(Counter::FailedCalls, 1);
         }
+        return 0;
+    }
+    if !is_chosen(control, size) {
         return 0;
     }
     thread.address = address;
@@ -217,7 +225,8 @@ fn enter(ctx: &ProbeContext, kind: Kind, size: u64, pointer: u64) -> u32 {
             Some(old) => call.old = old,
             // Should the call fail, which is rare, the inherited block is booked as freed all the same.
             None if control.follow != 0 && inherit::free(space, pointer) => {}
-            None => count(Counter::UnmatchedFrees, 1),
+            None if control.selective == 0 => count(Counter::UnmatchedFrees, 1),
+            None => {}
         }
     }
     thread.depth = depth as u32 + 1;
@@ -251,8 +260,7 @@ fn settle_old(space: u32, call: &Call, address: u64) {
     if maps::LIVE.insert(&key, &call.old, BPF_ANY as u64).is_err() {
         // The room it had was taken meanwhile. It lives on unrecorded, so the books must not hold it either.
         book_free(&call.old);
-        count(Counter::BlocksFull, 1);
-        count(Counter::BlocksFullBytes, call.old.size);
+        count_full(&Worth::of(call.old.size));
     }
 }
 
@@ -285,20 +293,17 @@ pub fn book(space: u32, address: u64, size: u64, stack: u32) {
         forks: if follow { inherit::forks(space) } else { 0 },
         _pad: 0,
     };
+    let worth = Worth::of(size);
     if let Err(error) = maps::LIVE.insert(&key, &block, BPF_NOEXIST as u64) {
         if error != EXISTS {
-            count(Counter::BlocksFull, 1);
-            count(Counter::BlocksFullBytes, size);
-            return;
+            return count_full(&worth);
         }
         if let Some(old) = take(&key) {
             count(Counter::MissedFrees, 1);
             book_free(&old);
         }
         if maps::LIVE.insert(&key, &block, BPF_ANY as u64).is_err() {
-            count(Counter::BlocksFull, 1);
-            count(Counter::BlocksFullBytes, size);
-            return;
+            return count_full(&worth);
         }
     }
     if maps::CONTROL.get(0).is_some_and(|control| control.stale != 0) && process::is_stale(space) {
@@ -307,9 +312,15 @@ pub fn book(space: u32, address: u64, size: u64, stack: u32) {
     if let Some(stack) = maps::STACKS.get_ptr_mut(stack) {
         // SAFETY: the pointers are to words of a map's element.
         unsafe {
-            atomic::add(&raw mut (*stack).alloc_objects, 1);
-            atomic::add(&raw mut (*stack).alloc_bytes, size);
-            atomic::add(&raw mut (*stack).born_sum, born as u64);
+            atomic::add(&raw mut (*stack).alloc_objects, worth.objects);
+            atomic::add(&raw mut (*stack).alloc_bytes, worth.bytes);
+            atomic::add(
+                &raw mut (*stack).born_sum,
+                worth.objects.wrapping_mul(born as u64),
+            );
+            if worth.is_estimate {
+                atomic::add(&raw mut (*stack).recorded, 1);
+            }
         }
     }
 }
@@ -318,11 +329,23 @@ pub fn book(space: u32, address: u64, size: u64, stack: u32) {
 #[inline(always)]
 pub fn book_free(block: &Block) {
     if let Some(stack) = maps::STACKS.get_ptr_mut(block.stack) {
+        let worth = Worth::of(block.size);
         // SAFETY: the pointers are to words of a map's element.
         unsafe {
-            atomic::add(&raw mut (*stack).freed_objects, 1);
-            atomic::add(&raw mut (*stack).freed_bytes, block.size);
-            atomic::add(&raw mut (*stack).born_sum, (block.born as u64).wrapping_neg());
+            atomic::add(&raw mut (*stack).freed_objects, worth.objects);
+            atomic::add(&raw mut (*stack).freed_bytes, worth.bytes);
+            let births = worth.objects.wrapping_mul(block.born as u64);
+            atomic::add(&raw mut (*stack).born_sum, births.wrapping_neg());
+            if worth.is_estimate {
+                atomic::add(&raw mut (*stack).recorded_freed, 1);
+            }
         }
     }
+}
+
+/// Counts a block for which the table has no room.
+#[inline(always)]
+fn count_full(worth: &Worth) {
+    count(Counter::BlocksFull, worth.objects);
+    count(Counter::BlocksFullBytes, worth.bytes);
 }

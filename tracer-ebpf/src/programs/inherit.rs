@@ -112,6 +112,7 @@ fn copy(stack: &Stack, id: u32, child: u32) {
         (*slot).alloc_objects = stack.alloc_objects.wrapping_sub(stack.freed_objects);
         (*slot).alloc_bytes = stack.alloc_bytes.wrapping_sub(stack.freed_bytes);
         (*slot).born_sum = stack.born_sum;
+        (*slot).recorded = stack.recorded.wrapping_sub(stack.recorded_freed);
         (*slot).frames_start = stack.frames_start;
         (*slot).frames_len = stack.frames_len;
         (*slot).end = stack.end;

@@ -13,7 +13,9 @@ use super::{
     calls::{drop_abandoned, thread_state},
     count, current,
     maps::Thread,
-    recording, stack,
+    recording,
+    sampling::is_chosen,
+    stack,
 };
 
 /// Inside `malloc`, where the block is in `rax` and the size in `rbx`.
@@ -25,6 +27,10 @@ fn inner_done(ctx: ProbeContext) -> u32 {
     let Some(control) = recording(&ctx, space) else {
         return 0;
     };
+    // Before anything that costs time.
+    if !is_chosen(control, regs.rbx) {
+        return 0;
+    }
     if let Some(thread) = outside_calls(space, tid, &ctx, regs) {
         thread.address = regs.rax;
         thread.size = regs.rbx;
@@ -72,6 +78,9 @@ fn inner_result(ctx: ProbeContext) -> u32 {
         return 0;
     }
     thread.inner_slot = 0;
+    if !is_chosen(control, thread.inner_size) {
+        return 0;
+    }
     thread.address = regs.rax;
     thread.size = thread.inner_size;
     stack::find_and_book(&ctx, regs, stack::From::Inside, control, (space, tid), thread);

@@ -6,6 +6,7 @@ use aya_ebpf::{
 };
 use memtrace_ebpf::{
     layout::{Block, BlockKey, Control, Ledger, Member, Space, Stack, WishKey, tail},
+    sampling::{CLASSES, SizeClass},
     unwind::{Mapping, Page, Row},
     walk::Walk,
 };
@@ -121,6 +122,9 @@ pub static FORKS: HashMap<u32, Fork> = HashMap::with_max_entries(1024, 0);
 #[map]
 pub static WISHES: HashMap<WishKey, u32> = HashMap::with_max_entries(1, 0);
 
+/// How blocks of each size class are drawn.
+#[map]
+pub static SIZE_CLASSES: Array<SizeClass> = Array::with_max_entries(CLASSES as u32, MMAPABLE);
 /// Live blocks; at load.
 #[map]
 pub static LIVE: HashMap<BlockKey, Block> = HashMap::with_max_entries(1, 0);

@@ -1,5 +1,6 @@
 //! The programs, by what they keep: `heap` the books, `calls` the calls that have not returned, `inner` the probes that
-//! need no return, `stack` the walk and the stacks, `process` the life of the targets, `inherit` what a fork copies.
+//! need no return, `sampling` the choice of blocks, `stack` the walk and the stacks, `process` the life of the targets,
+//! `inherit` what a fork copies.
 //!
 //! Two rules hold for every uprobe program. It can be preempted, so state that outlives a helper call is kept by
 //! thread, never by CPU. And it must contain a tail call or use less than 64 bytes of stack: since Linux 6.13 any
@@ -13,6 +14,7 @@ mod inherit;
 mod inner;
 mod maps;
 mod process;
+mod sampling;
 mod stack;
 
 use aya_ebpf::{EbpfContext, helpers::bpf_get_current_pid_tgid};

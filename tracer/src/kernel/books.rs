@@ -6,9 +6,11 @@ use aya::{
     Ebpf,
     maps::{HashMap, MapData},
 };
-use memtrace_ebpf::layout::{COUNTERS, Counter, EndReason, Ledger, OVERFLOW_STACK, Stack};
+use memtrace_ebpf::layout::{
+    Block, BlockKey, COUNTERS, Counter, EndReason, GONE, Ledger, OVERFLOW_STACK, Stack,
+};
 
-use super::{KernelError, array::MappedArray};
+use super::{KernelError, array::MappedArray, blocks::Blocks, sampling::SizeClasses};
 
 /// One stack's books with its frames.
 #[derive(Clone, Debug)]
@@ -34,9 +36,45 @@ impl Counters {
     }
 }
 
+/// Live blocks of one stack. Objects, bytes and births are in the unit of the books, see [`Books::whole`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    /// Blocks.
+    pub objects: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Sum of the times of birth (ticks); wraps.
+    pub born_sum: u64,
+    /// When blocks are sampled: how many these are.
+    pub recorded: u64,
+}
+
+impl Live {
+    /// What lives of a stack's blocks. The programs change one number after the other, so a reading in between can be
+    /// ahead.
+    pub fn of(stack: &Stack) -> Self {
+        Self {
+            objects: stack.alloc_objects.saturating_sub(stack.freed_objects),
+            bytes: stack.alloc_bytes.saturating_sub(stack.freed_bytes),
+            born_sum: stack.born_sum,
+            recorded: stack.recorded.saturating_sub(stack.recorded_freed),
+        }
+    }
+
+    fn add(&mut self, block: &Block, weight: u64) {
+        self.objects += weight;
+        self.bytes = self.bytes.wrapping_add(weight.wrapping_mul(block.size));
+        let births = weight.wrapping_mul(block.born.into());
+        self.born_sum = self.born_sum.wrapping_add(births);
+        self.recorded += 1;
+    }
+}
+
 /// The kernel's books.
 #[derive(Debug)]
 pub struct Books {
+    blocks: Blocks,
+    classes: SizeClasses,
     stacks: MappedArray<Stack>,
     frames: MappedArray<u64>,
     ledgers: HashMap<MapData, u32, [u8; size_of::<Ledger>()]>,
@@ -45,10 +83,43 @@ pub struct Books {
 impl Books {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
         Ok(Self {
+            blocks: Blocks::take(ebpf)?,
+            classes: SizeClasses::default(),
             stacks: MappedArray::take(ebpf, "STACKS")?,
             frames: MappedArray::take(ebpf, "FRAMES")?,
             ledgers: super::spaces::take(ebpf, "LEDGERS")?,
         })
+    }
+
+    /// From now on blocks are sampled.
+    pub(super) fn set_classes(&mut self, classes: SizeClasses) {
+        self.classes = classes;
+    }
+
+    /// A sum of objects or bytes in the books as a whole number: samples are added up in fractions.
+    pub fn whole(&self, sum: u64) -> u64 {
+        self.classes.whole(sum)
+    }
+
+    /// The live blocks that `choose` takes, added up by the index of their stack: stacks beyond the end have none.
+    ///
+    /// It takes some 0.3 s for a million blocks.
+    ///
+    /// # Errors
+    /// When the kernel does not let the table be read.
+    pub fn live_blocks(&self, choose: impl Fn(&BlockKey, &Block) -> bool) -> Result<Vec<Live>, KernelError> {
+        let mut live = Vec::new();
+        self.blocks.for_each(|key, block| {
+            let stack = block.stack as usize;
+            if key.space & GONE != 0 || !choose(key, block) || stack >= self.stack_room() {
+                return;
+            }
+            if live.len() <= stack {
+                live.resize(stack + 1, Live::default());
+            }
+            live[stack].add(block, self.classes.weight(block.size));
+        })?;
+        Ok(live)
     }
 
     /// How many stacks fit.

@@ -2,9 +2,11 @@
 
 mod array;
 mod attach;
+mod blocks;
 mod books;
 mod perf;
 mod programs;
+mod sampling;
 mod spaces;
 mod tables;
 mod tracefs;
@@ -14,7 +16,7 @@ use std::io;
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 pub use attach::Batch;
-pub use books::{Books, Counters, RawStack};
+pub use books::{Books, Counters, Live, RawStack};
 pub use programs::{FIRST_SPACE, Limits, Programs};
 pub use spaces::Spaces;
 pub use tables::{FileTable, TableRoom};

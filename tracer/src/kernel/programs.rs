@@ -5,7 +5,7 @@ use std::{
     fs::File,
     iter,
     mem::offset_of,
-    num::NonZeroU32,
+    num::{NonZeroU32, NonZeroU64},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::{
         Arc,
@@ -29,6 +29,7 @@ use super::{
     attach::{Attacher, Batch, Point},
     books::Books,
     perf::{self, Watched},
+    sampling::SizeClasses,
     spaces::Spaces,
     tables::{TableRoom, Tables},
     tracefs::Tracefs,
@@ -157,6 +158,27 @@ impl Programs {
             forks: None,
             _tails: tails,
         })
+    }
+
+    /// Has only some blocks recorded: one for every `sample_bytes` bytes on average, and none smaller than `min_size`
+    /// (bytes). To be called before anything is recorded.
+    ///
+    /// # Errors
+    /// When a map cannot be filled.
+    pub fn choose_blocks(
+        &mut self,
+        sample_bytes: Option<NonZeroU64>,
+        min_size: u64,
+    ) -> Result<(), KernelError> {
+        if let Some(mean) = sample_bytes {
+            self.books.set_classes(SizeClasses::fill(&mut self.ebpf, mean)?);
+        }
+        let mut control = self.control.get(0).unwrap_or_default();
+        control.min_size = min_size;
+        control.sampled = u32::from(sample_bytes.is_some());
+        control.selective = u32::from(sample_bytes.is_some() || min_size > 0);
+        self.control.set(0, control);
+        Ok(())
     }
 
     /// What was counted.

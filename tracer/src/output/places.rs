@@ -43,6 +43,8 @@ pub(super) struct Books {
     pub(super) live_bytes: u64,
     pub(super) live_objects: u64,
     pub(super) recent_change: i64,
+    /// When blocks are sampled: how many were.
+    pub(super) live_samples: u64,
     /// Sum of the blocks' ages (seconds).
     ages: f64,
 }
@@ -53,6 +55,7 @@ impl Books {
             live_bytes: site.live_bytes,
             live_objects: site.live_objects,
             recent_change: site.recent_change,
+            live_samples: site.live_samples,
             ages: site.mean_age.as_secs_f64() * site.live_objects as f64,
         }
     }
@@ -61,6 +64,7 @@ impl Books {
         self.live_bytes += other.live_bytes;
         self.live_objects += other.live_objects;
         self.recent_change = self.recent_change.saturating_add(other.recent_change);
+        self.live_samples += other.live_samples;
         self.ages += other.ages;
     }
 

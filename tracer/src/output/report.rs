@@ -115,11 +115,43 @@ impl<W: Write> Report<'_, W> {
         let title = format!("Heap of {} (pid {})", printable(&process.name), process.pid);
         let since = text::duration(self.snapshot.duration);
         writeln!(self.out, "{}, traced for {since}", self.style.bold(title))?;
-        writeln!(
-            self.out,
-            "{}\n",
-            self.style.dim(comments::origin(&self.snapshot.origin))
-        )
+        let mut limits = vec![comments::origin(&self.snapshot.origin)];
+        limits.extend(self.chosen());
+        let limits = wrap(&limits.join(" "), self.style.width, "");
+        writeln!(self.out, "{}\n", self.style.dim(limits))
+    }
+
+    /// Which blocks are shown, one sentence each.
+    fn chosen(&self) -> Vec<String> {
+        let selection = &self.snapshot.selection;
+        let mut sentences = Vec::new();
+        if let Some(mean) = selection.sample_bytes {
+            sentences.push(format!(
+                "Sampled, one in {} on average: the numbers are estimates, ± is the standard error of the bytes at most.",
+                text::bytes(mean.get())
+            ));
+        }
+        if selection.min_size > 0 {
+            let size = text::bytes(selection.min_size);
+            sentences.push(format!("Blocks smaller than {size} are not counted."));
+        }
+        if !selection.min_age.is_zero() {
+            let age = text::duration(selection.min_age);
+            sentences.push(format!("Only blocks at least {age} old are shown as live."));
+        }
+        sentences
+    }
+
+    /// From how many samples a number of bytes is estimated, and how far off it may be; nothing if it is exact.
+    fn samples(&self, samples: u64, bytes: u64) -> String {
+        let Some(error) = self.snapshot.selection.standard_error(samples, bytes) else {
+            return String::new();
+        };
+        let samples = match samples {
+            1 => "1 sample".to_owned(),
+            _ => format!("{} samples", text::count(samples)),
+        };
+        format!(" (±{}, {samples})", text::error_margin(error))
     }
 
     fn totals(&mut self) -> io::Result<()> {
@@ -145,9 +177,13 @@ impl<W: Write> Report<'_, W> {
                 "  inherited   {inherited}, from the process that forked it"
             )?;
         }
+        let younger = match self.snapshot.selection.min_age.is_zero() {
+            true => "",
+            false => " (young blocks included)",
+        };
         writeln!(
             self.out,
-            "  freed again {}, {share}",
+            "  freed again {}, {share}{younger}",
             amount(freed, freed_objects)
         )?;
         let change = self
@@ -162,8 +198,9 @@ impl<W: Write> Report<'_, W> {
         };
         writeln!(
             self.out,
-            "  still live  {}{change}",
-            self.style.bold(amount(live, live_objects))
+            "  still live  {}{}{change}",
+            self.style.bold(amount(live, live_objects)),
+            self.samples(sum(|site| site.live_samples), live)
         )?;
         if self.snapshot.losses.blocks_full + self.snapshot.losses.threads_full > 0 {
             let more = "Not every block could be recorded: the real numbers are higher (see \"Lost\" below).";
@@ -245,9 +282,10 @@ impl<W: Write> Report<'_, W> {
         let objects = text::objects(books.live_objects);
         let age = text::duration(books.mean_age());
         let inherited = if place.inherited { ", inherited" } else { "" };
+        let samples = self.samples(books.live_samples, books.live_bytes);
         writeln!(
             self.out,
-            "{rank:>3}. {bytes}  {share:>5}{change}   {objects}, mean age {age}{inherited}"
+            "{rank:>3}. {bytes}  {share:>5}{change}   {objects}{samples}, mean age {age}{inherited}"
         )
     }
 

@@ -19,13 +19,16 @@ pub struct Status {
     pub change_per_minute: Option<i64>,
     /// Events that could not be recorded.
     pub not_recorded: u64,
+    /// Whether the numbers are estimates from samples.
+    pub is_estimate: bool,
 }
 
 impl Status {
     /// The line's text, without colour.
     pub fn text(&self) -> String {
+        let about = if self.is_estimate { "~" } else { "" };
         let mut text = format!(
-            "{}  live {} in {} objects",
+            "{}  live {about}{} in {about}{} objects",
             text::duration(self.elapsed),
             text::bytes(self.live_bytes),
             text::count(self.live_objects)
@@ -105,6 +108,8 @@ mod tests {
             status.text(),
             "12.3 s  live 31.0 MiB in 12.3 k objects  −3.0 MiB per minute  7 events not recorded"
         );
+        status.is_estimate = true;
+        assert!(status.text().contains("live ~31.0 MiB in ~12.3 k objects"));
     }
 
     #[test]

@@ -57,7 +57,8 @@ pub struct Builder<'a> {
     functions: HashMap<(i64, i64, i64), u64>,
     /// By the target's mapping id.
     mapping_ids: HashMap<u16, u64>,
-    locations: HashMap<(Option<u16>, u64), u64>,
+    /// By mapping, address, and how many lines of the address are shown.
+    locations: HashMap<(Option<u16>, u64, usize), u64>,
     synthetic: HashMap<i64, u64>,
     /// By locations and the label's value.
     stacks: HashMap<(Vec<u64>, i64), usize>,
@@ -94,12 +95,6 @@ impl<'a> Builder<'a> {
         let since_epoch = began.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.profile.time_nanos = signed(since_epoch.as_nanos());
         self.profile.duration_nanos = signed(duration.as_nanos());
-    }
-
-    /// Functions, as a regular expression (RE2) for their whole names, that viewers are to drop from the innermost end of
-    /// stacks, with all that they call. The profile keeps them.
-    pub fn set_drop_frames(&mut self, functions: &str) {
-        self.profile.drop_frames = self.string(functions);
     }
 
     /// Adds a line to the profile's comments.
@@ -181,7 +176,7 @@ impl<'a> Builder<'a> {
     }
 
     fn code_location(&mut self, code: &Symbolized) -> u64 {
-        let key = (code.mapping, code.address);
+        let key = (code.mapping, code.address, code.lines.len());
         if let Some(id) = self.locations.get(&key) {
             return *id;
         }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use memtrace_ebpf::layout::EndReason;
 
 use crate::{
-    snapshot::{Losses, Origin, Site, Snapshot},
+    snapshot::{Losses, Origin, Selection, Site, Snapshot},
     text::{self, printable},
     time::rfc3339,
 };
@@ -29,6 +29,7 @@ pub(super) fn of(snapshot: &Snapshot) -> Vec<String> {
         format!("duration {:.3} s", snapshot.duration.as_secs_f64()),
         origin(&snapshot.origin),
     ];
+    lines.extend(chosen(snapshot));
     if coverage.allocators.is_empty() {
         lines.push("covered: nothing; empty values mean that memtrace could not look".to_owned());
     }
@@ -88,6 +89,38 @@ pub(crate) fn origin(origin: &Origin) -> String {
             printable(before)
         ),
     }
+}
+
+/// Which blocks were recorded and are shown, one sentence each; nothing if it is all of them.
+pub(crate) fn chosen(snapshot: &Snapshot) -> Vec<String> {
+    let Selection {
+        sample_bytes,
+        min_size,
+        min_age,
+    } = snapshot.selection;
+    let mut sentences = Vec::new();
+    if let Some(mean) = sample_bytes {
+        let sum = |samples: fn(&Site) -> u64| snapshot.sites.iter().map(samples).sum::<u64>();
+        sentences.push(format!(
+            "sampled: one in {mean} bytes on average; objects and bytes are estimates, from {} recorded blocks, of which \
+             {} are live; standard error of the bytes in n recorded blocks: at most {mean}·√n",
+            sum(|site| site.alloc_samples),
+            sum(|site| site.live_samples)
+        ));
+    }
+    if min_size > 0 {
+        sentences.push(format!("not recorded: blocks smaller than {min_size} bytes"));
+    }
+    if sample_bytes.is_some() || min_size > 0 {
+        sentences.push("not counted: frees of blocks that are not in the books".to_owned());
+    }
+    if !min_age.is_zero() {
+        sentences.push(format!(
+            "inuse values: only of blocks at least {} s old; alloc values: of all",
+            min_age.as_secs_f64()
+        ));
+    }
+    sentences
 }
 
 /// A counter that is not 0.

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     snapshot::{Site, Snapshot},
-    symbol::{FrameMap, Symbolizer, Symbols, allocators},
+    symbol::{FrameMap, Symbolized, Symbolizer, Symbols, is_allocator},
 };
 
 /// As Go's `runtime/pprof` names them, so that every viewer knows what to do with them.
@@ -41,18 +41,34 @@ pub const HEAP: Kind = Kind {
 /// The label of what a process has from before the fork that made it: key and value.
 pub const INHERITED: (&str, &str) = ("heap", "inherited");
 
+/// What becomes of functions such as `operator new` at the innermost end of a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllocatorFrames {
+    /// Left out, so that a stack begins with the caller of the allocator.
+    Exclude,
+    /// Kept as recorded; the probed function itself, such as `malloc`, never is.
+    Keep,
+}
+
 /// The heap profile of a snapshot.
-pub fn heap(snapshot: &Snapshot, symbolizer: &mut Symbolizer) -> Profile {
+pub fn heap(snapshot: &Snapshot, symbolizer: &mut Symbolizer, allocator_frames: AllocatorFrames) -> Profile {
     let frames = snapshot.sites.iter().flat_map(|site| site.frames.iter().copied());
     let symbols = symbolizer.symbolize(&snapshot.mappings, frames);
-    let mut builder = Builder::new(&HEAP, &snapshot.process, &snapshot.mappings);
+    let period = snapshot
+        .selection
+        .sample_bytes
+        .map_or(HEAP.period, |mean| mean.get() as i64);
+    let kind = Kind { period, ..HEAP };
+    let mut builder = Builder::new(&kind, &snapshot.process, &snapshot.mappings);
     builder.set_time(snapshot.started, snapshot.duration);
-    // Otherwise every block would count as `malloc`'s own.
-    builder.set_drop_frames(&allocators());
     for comment in comments::of(snapshot) {
         builder.add_comment(&comment);
     }
-    let mut locations = FrameMap::default();
+    let mut stacks = Stacks {
+        locations: FrameMap::default(),
+        symbols: &symbols,
+        allocator_frames,
+    };
     for site in &snapshot.sites {
         // The process itself did not allocate what it inherited.
         let (objects, bytes) = match site.inherited {
@@ -61,30 +77,70 @@ pub fn heap(snapshot: &Snapshot, symbolizer: &mut Symbolizer) -> Profile {
         };
         let values = [objects, bytes, site.live_objects, site.live_bytes];
         let label = site.inherited.then_some(INHERITED);
-        let stack = stack(&mut builder, &mut locations, site, &symbols);
+        let stack = stacks.of(site, &mut builder);
         builder.add_sample(stack, label, &values);
     }
     builder.finish()
 }
 
-fn stack(
-    builder: &mut Builder<'_>,
-    locations: &mut FrameMap<LocationId>,
-    site: &Site,
-    symbols: &Symbols,
-) -> Vec<LocationId> {
-    let mut stack = Vec::with_capacity(site.frames.len() + 1);
-    for packed in &site.frames {
-        if let Some(known) = locations.get(packed) {
-            stack.push(*known);
-        } else if let Some(code) = symbols.get(*packed) {
-            let location = builder.location(Frame::Code(code));
-            locations.insert(*packed, location);
-            stack.push(location);
+/// Makes the stacks of a profile.
+struct Stacks<'a> {
+    locations: FrameMap<LocationId>,
+    symbols: &'a Symbols,
+    allocator_frames: AllocatorFrames,
+}
+
+impl Stacks<'_> {
+    /// The stack of a site, innermost frame first.
+    fn of(&mut self, site: &Site, builder: &mut Builder<'_>) -> Vec<LocationId> {
+        let mut stack = Vec::with_capacity(site.frames.len() + 1);
+        let mut frames = site.frames.as_slice();
+        if self.allocator_frames == AllocatorFrames::Exclude {
+            let callers = self.callers(frames);
+            // A stack of nothing else is still a stack.
+            if let Some((first, others)) = callers.split_first() {
+                frames = others;
+                stack.extend(self.symbols.get(*first).map(|code| caller(code, builder)));
+            }
         }
+        for packed in frames {
+            if let Some(known) = self.locations.get(packed) {
+                stack.push(*known);
+            } else if let Some(code) = self.symbols.get(*packed) {
+                let location = builder.location(Frame::Code(code));
+                self.locations.insert(*packed, location);
+                stack.push(location);
+            }
+        }
+        if let Some(missing) = comments::missing_frames(site) {
+            stack.push(builder.location(Frame::Synthetic(&missing)));
+        }
+        stack
     }
-    if let Some(missing) = comments::missing_frames(site) {
-        stack.push(builder.location(Frame::Synthetic(&missing)));
+
+    /// The stack without the frames at its beginning that are the allocator's only.
+    fn callers<'f>(&self, frames: &'f [u64]) -> &'f [u64] {
+        let is_own = |packed: &u64| {
+            let code = self.symbols.get(*packed);
+            code.is_none_or(|code| code.lines.iter().all(|line| is_allocator(&line.function)))
+        };
+        let first = frames.iter().position(|packed| !is_own(packed));
+        &frames[first.unwrap_or(frames.len())..]
     }
-    stack
+}
+
+/// The place of a frame that called the allocator, without functions of the allocator that were inlined into it.
+fn caller(code: &Symbolized, builder: &mut Builder<'_>) -> LocationId {
+    let own = code
+        .lines
+        .iter()
+        .take_while(|line| is_allocator(&line.function))
+        .count();
+    if own == 0 {
+        return builder.location(Frame::Code(code));
+    }
+    builder.location(Frame::Code(&Symbolized {
+        lines: code.lines[own..].into(),
+        ..code.clone()
+    }))
 }

@@ -13,7 +13,7 @@ use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use prost::Message;
 
 pub use builder::{Builder, Frame, Kind, LocationId, SampleType};
-pub use heap::{HEAP, INHERITED, heap};
+pub use heap::{AllocatorFrames, HEAP, INHERITED, heap};
 pub use proto::Profile;
 
 /// The bytes of a `.pb.gz` file.

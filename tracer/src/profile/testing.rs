@@ -9,7 +9,7 @@ use std::{
 use memtrace_ebpf::layout::EndReason;
 
 use crate::{
-    snapshot::{Coverage, Losses, Origin, Site, Snapshot},
+    snapshot::{Coverage, Losses, Origin, Selection, Site, Snapshot},
     target::{Mappings, ProcessInfo},
 };
 
@@ -25,6 +25,8 @@ pub(crate) fn site(frames: &[u64], end: EndReason, live: (u64, u64), allocated: 
         live_bytes: live.1,
         mean_age: Duration::from_secs(4),
         recent_change: 0,
+        alloc_samples: 0,
+        live_samples: 0,
     }
 }
 
@@ -42,6 +44,7 @@ pub(crate) fn snapshot(sites: Vec<Site>, mappings: Mappings, executable: PathBuf
         duration: Duration::from_secs(30),
         recent: Duration::ZERO,
         sites,
+        selection: Selection::default(),
         losses: Losses::default(),
         coverage: Coverage {
             allocators: vec!["libc.so.6: malloc, calloc, realloc, free".to_owned()],

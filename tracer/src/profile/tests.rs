@@ -3,7 +3,7 @@ use std::{collections::HashSet, fs, path::Path, process::Command};
 use memtrace_ebpf::{layout::EndReason, unwind::frame};
 
 use super::{
-    Profile, decode_gz, encode_gz, heap,
+    AllocatorFrames, Profile, decode_gz, encode_gz, heap,
     proto::{Location, Mapping},
     testing::{site, snapshot},
 };
@@ -59,7 +59,12 @@ fn real_snapshot() -> Snapshot {
 }
 
 fn real_profile() -> Profile {
-    decode_gz(&encode_gz(&heap(&real_snapshot(), &mut Symbolizer::new()))).unwrap()
+    decode_gz(&encode_gz(&heap(
+        &real_snapshot(),
+        &mut Symbolizer::new(),
+        AllocatorFrames::Keep,
+    )))
+    .unwrap()
 }
 
 /// Looks things up by their ids, and fails when an id leads nowhere.
@@ -225,7 +230,7 @@ fn the_first_mapping_is_the_main_binary() {
 
     let mut elsewhere = real_snapshot();
     elsewhere.process.executable = "/app/server".into();
-    let profile = heap(&elsewhere, &mut Symbolizer::new());
+    let profile = heap(&elsewhere, &mut Symbolizer::new(), AllocatorFrames::Keep);
     assert_eq!(
         Reader(&profile).string(profile.mapping[0].filename),
         "/app/server"
@@ -235,7 +240,11 @@ fn the_first_mapping_is_the_main_binary() {
 
 #[test]
 fn a_mapping_does_not_claim_what_it_has_not() {
-    let profile = heap(&real_snapshot(), &mut Symbolizer::with_debug_directories([""; 0]));
+    let profile = heap(
+        &real_snapshot(),
+        &mut Symbolizer::with_debug_directories([""; 0]),
+        AllocatorFrames::Keep,
+    );
     let reader = Reader(&profile);
     let libc = profile
         .mapping
@@ -249,7 +258,7 @@ fn a_mapping_does_not_claim_what_it_has_not() {
 #[test]
 fn a_location_is_inside_the_call() {
     let snapshot = real_snapshot();
-    let profile = heap(&snapshot, &mut Symbolizer::new());
+    let profile = heap(&snapshot, &mut Symbolizer::new(), AllocatorFrames::Keep);
     let addresses: HashSet<u64> = profile.location.iter().map(|location| location.address).collect();
     let frames = snapshot.sites[0].frames.iter();
     assert!(
@@ -298,7 +307,7 @@ fn inlined_calls_are_lines_of_one_location() {
 #[test]
 fn comments_say_what_was_covered_and_what_was_lost() {
     let mut snapshot = real_snapshot();
-    let profile = heap(&snapshot, &mut Symbolizer::new());
+    let profile = heap(&snapshot, &mut Symbolizer::new(), AllocatorFrames::Keep);
     assert_eq!(
         Reader(&profile).comments(),
         [
@@ -331,7 +340,7 @@ fn comments_say_what_was_covered_and_what_was_lost() {
         not_inherited: 0,
         truncated: vec![(EndReason::TooDeep, 11)],
     };
-    let profile = heap(&snapshot, &mut Symbolizer::new());
+    let profile = heap(&snapshot, &mut Symbolizer::new(), AllocatorFrames::Keep);
     let comments = Reader(&profile).comments().join("\n");
     assert!(!comments.contains('\x1b'));
     assert!(comments.contains("covered: nothing"), "{comments}");
@@ -354,6 +363,42 @@ fn comments_say_what_was_covered_and_what_was_lost() {
 }
 
 #[test]
+fn estimates_are_called_so() {
+    let mut snapshot = real_snapshot();
+    assert_eq!(
+        heap(&snapshot, &mut Symbolizer::new(), AllocatorFrames::Keep).period,
+        1
+    );
+    snapshot.selection.sample_bytes = std::num::NonZeroU64::new(4096);
+    snapshot.selection.min_size = 16;
+    (snapshot.sites[0].alloc_samples, snapshot.sites[0].live_samples) = (7, 3);
+    (snapshot.sites[1].alloc_samples, snapshot.sites[1].live_samples) = (1, 1);
+    let profile = heap(&snapshot, &mut Symbolizer::new(), AllocatorFrames::Keep);
+    assert_eq!(profile.period, 4096);
+    let comments = Reader(&profile).comments().join("\n");
+    assert!(
+        comments.contains("estimates, from 8 recorded blocks, of which 4 are live"),
+        "{comments}"
+    );
+    assert!(
+        comments.contains("not recorded: blocks smaller than 16 bytes"),
+        "{comments}"
+    );
+}
+
+#[test]
+fn stacks_begin_with_the_caller_of_the_allocator() {
+    let profile = heap(&real_snapshot(), &mut Symbolizer::new(), AllocatorFrames::Exclude);
+    let reader = Reader(&profile);
+    for sample in &profile.sample {
+        let names = reader.names(&sample.location_id);
+        assert!(!names[0].contains("malloc"), "{names:?}");
+    }
+    let objects: i64 = profile.sample.iter().map(|sample| sample.value[2]).sum();
+    assert_eq!(objects, 2 + 1 + 7 + 3);
+}
+
+#[test]
 fn what_is_no_profile_is_refused() {
     assert!(decode_gz(b"nothing").is_err());
     let mut cut = encode_gz(&real_profile());
@@ -365,7 +410,8 @@ fn what_is_no_profile_is_refused() {
 fn pprof_reads_it() {
     let directory = crate::symbol::testing::scratch();
     let path = directory.path().join("heap.pb.gz");
-    fs::write(&path, encode_gz(&real_profile())).unwrap();
+    let profile = heap(&real_snapshot(), &mut Symbolizer::new(), AllocatorFrames::Exclude);
+    fs::write(&path, encode_gz(&profile)).unwrap();
     let pprof = |options: &[&str]| {
         let output = Command::new("go")
             .args(["tool", "pprof", "-symbolize=none"])

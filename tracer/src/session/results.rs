@@ -152,7 +152,7 @@ impl Writer {
     }
 
     fn write(&mut self, snapshot: &Snapshot, numbered: bool) -> Result<PathBuf, OutputError> {
-        let profile = profile::heap(snapshot, &mut self.symbolizer);
+        let profile = profile::heap(snapshot, &mut self.symbolizer, self.arguments.allocator_frames());
         let directory = match snapshot.space {
             FIRST_SPACE => &self.directory,
             space => {

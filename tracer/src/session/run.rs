@@ -72,7 +72,8 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
     let path = path.unwrap_or_else(|| unused(OutputDir::default_path(&info, SystemTime::now())));
     let directory = OutputDir::create(path)?;
     let settings = Settings {
-        max_live: arguments.max_live,
+        max_live: arguments.max_live(),
+        selection: arguments.selection(),
         children: arguments.children,
         floor: arguments.floor,
     };
@@ -266,6 +267,7 @@ impl Run<'_> {
             live_objects: totals.live_objects,
             change_per_minute: trend.add(elapsed, totals.live_bytes),
             not_recorded: totals.not_recorded,
+            is_estimate: self.arguments.sample_bytes.is_some(),
         }
     }
 

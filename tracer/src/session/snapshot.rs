@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use memtrace_ebpf::layout::{Counter, EndReason, OVERFLOW_STACK, Stack, TICK_SHIFT};
+use memtrace_ebpf::layout::{Counter, EndReason, OVERFLOW_STACK, TICK_SHIFT};
 
 use super::history::Reading;
 use crate::{
-    kernel::{Books, Counters, RawStack},
+    kernel::{Books, Counters, KernelError, Live, RawStack},
     snapshot::{Losses, Site},
 };
 
@@ -25,7 +25,7 @@ pub struct Totals {
 pub fn live_bytes(books: &Books, count: usize) -> Vec<u64> {
     (0..count)
         .map_while(|id| books.stack(id))
-        .map(|stack| live(&stack).1)
+        .map(|stack| books.whole(Live::of(&stack).bytes))
         .collect()
 }
 
@@ -33,69 +33,92 @@ pub fn live_bytes(books: &Books, count: usize) -> Vec<u64> {
 pub fn totals(books: &Books, count: usize, spaces: impl Iterator<Item = u32>) -> Totals {
     let counters = spaces.map(|space| books.counters(space));
     let not_recorded = counters
-        .map(|counters| counters.get(Counter::BlocksFull) + counters.get(Counter::ThreadsFull))
+        .map(|counters| books.whole(counters.get(Counter::BlocksFull)) + counters.get(Counter::ThreadsFull))
         .sum();
     let mut totals = Totals {
         not_recorded,
         ..Totals::default()
     };
     for stack in (0..count).map_while(|id| books.stack(id)) {
-        let (objects, bytes) = live(&stack);
-        totals.live_objects += objects;
-        totals.live_bytes += bytes;
+        let live = Live::of(&stack);
+        totals.live_objects += books.whole(live.objects);
+        totals.live_bytes += books.whole(live.bytes);
     }
     totals
 }
 
-/// Sites of an address space, losses, and failed calls.
-pub fn read(books: &Books, count: usize, space: u32, earlier: Option<&Reading>) -> (Vec<Site>, Losses, u64) {
+/// The live blocks that are at least this old, by the index of their stack.
+///
+/// # Errors
+/// When the kernel does not let them be read.
+pub fn old_blocks(books: &Books, min_age: Duration) -> Result<Vec<Live>, KernelError> {
+    let now = now_ticks();
+    let ticks = min_age.as_nanos() >> TICK_SHIFT;
+    books.live_blocks(|_, block| {
+        // The kernel's clock may be ahead by a tick, and both wrap.
+        let age = (now as u32).wrapping_sub(block.born) as i32;
+        u128::from(age.max(0).unsigned_abs()) >= ticks
+    })
+}
+
+/// Sites of an address space, losses, and failed calls. With `chosen`, only these blocks are live, and those that it
+/// inherited.
+pub fn read(
+    books: &Books,
+    count: usize,
+    space: u32,
+    earlier: Option<&Reading>,
+    chosen: Option<&[Live]>,
+) -> (Vec<Site>, Losses, u64) {
     let stacks = books.used_stacks(count, space);
     let counters = books.counters(space);
-    let losses = losses(&counters, &stacks);
+    let losses = losses(books, &counters, &stacks);
     let now = now_ticks();
     let sites = stacks
         .into_iter()
-        .map(|stack| site(stack, now, earlier))
+        .map(|stack| {
+            let live = match chosen {
+                Some(chosen) if stack.books.origin == 0 => {
+                    chosen.get(stack.id as usize).copied().unwrap_or_default()
+                }
+                _ => Live::of(&stack.books),
+            };
+            site(books, stack, &live, now, earlier)
+        })
         .collect();
     (sites, losses, counters.get(Counter::FailedCalls))
 }
 
-fn site(stack: RawStack, now: u64, earlier: Option<&Reading>) -> Site {
-    let (live_objects, live_bytes) = live(&stack.books);
+fn site(books: &Books, stack: RawStack, live: &Live, now: u64, earlier: Option<&Reading>) -> Site {
     // The sum wraps, and so does the product: their difference is the sum of the ages all the same.
-    let ages = live_objects.wrapping_mul(now).wrapping_sub(stack.books.born_sum) as i64;
-    let mean_ticks = ages.max(0) as u64 / live_objects.max(1);
+    let ages = live.objects.wrapping_mul(now).wrapping_sub(live.born_sum) as i64;
+    let mean_ticks = ages.max(0) as u64 / live.objects.max(1);
     let before = earlier.map_or(0, |reading| {
         reading.live_bytes.get(stack.id as usize).copied().unwrap_or(0)
     });
+    let live_bytes = books.whole(live.bytes);
     Site {
         inherited: stack.books.origin != 0,
         frames: stack.frames,
         end: stack.end,
-        alloc_objects: stack.books.alloc_objects,
-        alloc_bytes: stack.books.alloc_bytes,
-        live_objects,
+        alloc_objects: books.whole(stack.books.alloc_objects),
+        alloc_bytes: books.whole(stack.books.alloc_bytes),
+        live_objects: books.whole(live.objects),
         live_bytes,
+        alloc_samples: stack.books.recorded,
+        live_samples: live.recorded,
         mean_age: Duration::from_nanos(mean_ticks << TICK_SHIFT),
         recent_change: live_bytes as i64 - before as i64,
     }
 }
 
-/// Live objects and bytes. The programs change one number after the other, so a reading in between can be ahead.
-fn live(stack: &Stack) -> (u64, u64) {
-    (
-        stack.alloc_objects.saturating_sub(stack.freed_objects),
-        stack.alloc_bytes.saturating_sub(stack.freed_bytes),
-    )
-}
-
-fn losses(counters: &Counters, stacks: &[RawStack]) -> Losses {
+fn losses(books: &Books, counters: &Counters, stacks: &[RawStack]) -> Losses {
     let without_stack = stacks.iter().find(|stack| stack.id == OVERFLOW_STACK);
     Losses {
-        blocks_full: counters.get(Counter::BlocksFull),
-        blocks_full_bytes: counters.get(Counter::BlocksFullBytes),
+        blocks_full: books.whole(counters.get(Counter::BlocksFull)),
+        blocks_full_bytes: books.whole(counters.get(Counter::BlocksFullBytes)),
         threads_full: counters.get(Counter::ThreadsFull),
-        without_stack: without_stack.map_or(0, |stack| stack.books.alloc_objects),
+        without_stack: without_stack.map_or(0, |stack| books.whole(stack.books.alloc_objects)),
         unmatched_frees: counters.get(Counter::UnmatchedFrees),
         missed_frees: counters.get(Counter::MissedFrees),
         abandoned_calls: counters.get(Counter::AbandonedCalls),
@@ -104,11 +127,11 @@ fn losses(counters: &Counters, stacks: &[RawStack]) -> Losses {
         unreadable_results: counters.get(Counter::UnreadableResults),
         stale_mappings: counters.get(Counter::StaleMappings),
         not_inherited: counters.get(Counter::NotInherited),
-        truncated: truncated(stacks),
+        truncated: truncated(books, stacks),
     }
 }
 
-fn truncated(stacks: &[RawStack]) -> Vec<(EndReason, u64)> {
+fn truncated(books: &Books, stacks: &[RawStack]) -> Vec<(EndReason, u64)> {
     let incomplete = |reason: &EndReason| !matches!(reason, EndReason::Complete | EndReason::Running);
     EndReason::ALL
         .into_iter()
@@ -119,7 +142,7 @@ fn truncated(stacks: &[RawStack]) -> Vec<(EndReason, u64)> {
                 .filter(|stack| stack.end == reason)
                 .map(|s| s.books.alloc_objects)
                 .sum();
-            (reason, blocks)
+            (reason, books.whole(blocks))
         })
         .filter(|&(_, blocks)| blocks > 0)
         .collect()

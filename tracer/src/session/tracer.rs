@@ -12,8 +12,8 @@ use memtrace_ebpf::layout::{Counter, NO_SPACE, Notice, NoticeKind};
 
 use super::{Error, files::Files, history::History, images::Images, snapshot, space::Space};
 use crate::{
-    kernel::{FIRST_SPACE, Limits, Programs, TableRoom},
-    snapshot::{Coverage, Origin, Snapshot},
+    kernel::{FIRST_SPACE, KernelError, Limits, Live, Programs, TableRoom},
+    snapshot::{Coverage, Origin, Selection, Snapshot},
     target::{Process, ProcessInfo},
 };
 
@@ -40,6 +40,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 pub struct Settings {
     /// Live blocks that can be recorded at once.
     pub max_live: u32,
+    /// Which blocks are recorded, and which of them are shown.
+    pub selection: Selection,
     /// Trace what the process forks and executes, too.
     pub children: bool,
     /// Attach programs that do nothing, to measure the cost of the probes alone.
@@ -92,8 +94,10 @@ impl Tracer {
             limits.blocks,
             limits.other_bytes() >> 20
         );
+        let mut programs = Programs::load(&limits, settings.children)?;
+        programs.choose_blocks(settings.selection.sample_bytes, settings.selection.min_size)?;
         let mut tracer = Self {
-            programs: Programs::load(&limits, settings.children)?,
+            programs,
             files: Files::default(),
             spaces: BTreeMap::new(),
             settings: *settings,
@@ -199,7 +203,7 @@ impl Tracer {
     pub fn take_past(&mut self) -> Option<Past> {
         let (mut space, executed) = self.ending.pop_front()?;
         space.say_what_is_not_visible();
-        let mut snapshot = self.snapshot(&space);
+        let mut snapshot = self.snapshot(&space, &self.old_blocks());
         if snapshot.coverage.allocators.is_empty() && !snapshot.sites.is_empty() {
             snapshot
                 .coverage
@@ -252,20 +256,41 @@ impl Tracer {
 
     /// Reads the books of every address space.
     pub fn snapshots(&self) -> Vec<Snapshot> {
-        self.spaces.values().map(|space| self.snapshot(space)).collect()
+        let old_blocks = self.old_blocks();
+        let spaces = self.spaces.values();
+        spaces.map(|space| self.snapshot(space, &old_blocks)).collect()
     }
 
-    fn snapshot(&self, space: &Space) -> Snapshot {
+    /// The live blocks by stack, if only those of some age are wanted.
+    fn old_blocks(&self) -> Result<Option<Vec<Live>>, KernelError> {
+        let min_age = self.settings.selection.min_age;
+        if min_age.is_zero() {
+            return Ok(None);
+        }
+        snapshot::old_blocks(self.programs.books(), min_age).map(Some)
+    }
+
+    fn snapshot(&self, space: &Space, old_blocks: &Result<Option<Vec<Live>>, KernelError>) -> Snapshot {
         let elapsed = self.elapsed();
-        let earlier = self.history.half_way(elapsed);
+        let mut selection = self.settings.selection;
+        let mut coverage = space.coverage.clone();
+        let old_blocks = old_blocks.as_ref().unwrap_or_else(|error| {
+            selection.min_age = Duration::ZERO;
+            coverage.not_covered.push(format!(
+                "blocks by their age, so younger ones are shown, too: {error}"
+            ));
+            &None
+        });
+        // Earlier readings are of blocks of every age.
+        let earlier = self.history.half_way(elapsed).filter(|_| old_blocks.is_none());
         let books = self.programs.books();
+        let count = self.programs.stack_count();
         let (mut sites, losses, failed_calls) =
-            snapshot::read(books, self.programs.stack_count(), space.id, earlier);
+            snapshot::read(books, count, space.id, earlier, old_blocks.as_deref());
         let mappings = space.reader.mappings();
         for frame in sites.iter_mut().flat_map(|site| site.frames.iter_mut()) {
             *frame = mappings.place(*frame);
         }
-        let mut coverage = space.coverage.clone();
         let common = books.counters(NO_SPACE);
         let not_followed = common.get(Counter::ProcessesFull);
         if not_followed > 0 {
@@ -289,6 +314,7 @@ impl Tracer {
                 .filter(|reading| reading.at >= space.since)
                 .map_or(Duration::ZERO, |reading| elapsed.saturating_sub(reading.at)),
             sites,
+            selection,
             losses,
             coverage,
             failed_calls,

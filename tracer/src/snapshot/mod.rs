@@ -1,6 +1,7 @@
 //! What lives: one consistent reading of the kernel's books.
 
 use std::{
+    num::NonZeroU64,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -30,6 +31,34 @@ pub struct Site {
     pub mean_age: Duration,
     /// Change of `live_bytes` over [`Snapshot::recent`].
     pub recent_change: i64,
+    /// When blocks are sampled: how many were recorded since tracing began; the other numbers are estimates from these.
+    pub alloc_samples: u64,
+    /// How many of these live now.
+    pub live_samples: u64,
+}
+
+/// Which blocks were recorded, and which of them are in a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// The mean distance between two samples (bytes); `None` when every block is recorded.
+    ///
+    /// With it, numbers of objects and bytes are unbiased estimates.
+    pub sample_bytes: Option<NonZeroU64>,
+    /// Smaller blocks were not recorded (bytes).
+    pub min_size: u64,
+    /// Younger blocks are not among the live ones.
+    pub min_age: Duration,
+}
+
+impl Selection {
+    /// A bound of the relative standard error of `bytes` that were estimated from so many samples; `None` if they are exact.
+    ///
+    /// A sample of s bytes, drawn with p = 1 − e^(−s/N), stands for s/p bytes, whose standard deviation s√(1−p)/p is less
+    /// than N for every s. So that of n samples is less than N√n.
+    pub fn standard_error(&self, samples: u64, bytes: u64) -> Option<f64> {
+        let mean = self.sample_bytes?.get() as f64;
+        Some(mean * (samples as f64).sqrt() / bytes.max(1) as f64)
+    }
 }
 
 /// Everything that was not seen, not recorded or not understood, counted.
@@ -109,6 +138,8 @@ pub struct Snapshot {
     pub recent: Duration,
     /// Sites that allocated at least once, in no order.
     pub sites: Vec<Site>,
+    /// Which blocks were recorded and which are shown.
+    pub selection: Selection,
     /// What was not recorded.
     pub losses: Losses,
     /// What was covered.

@@ -32,7 +32,7 @@ use std::{
 use blazesym::symbolize::Symbolizer as Blazesym;
 use memtrace_ebpf::unwind::frame;
 
-pub(crate) use allocator::{is_allocator, regular_expression as allocators};
+pub(crate) use allocator::is_allocator;
 pub(crate) use debug_file::hex;
 pub(crate) use frame_map::FrameMap;
 use intern::Strings;

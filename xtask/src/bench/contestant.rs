@@ -19,6 +19,9 @@ use crate::{
     process, setup, workspace,
 };
 
+/// The mean distance between two samples of [`Kind::Sampled`].
+pub const SAMPLE_BYTES: &str = "512k";
+
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -28,6 +31,8 @@ pub enum Kind {
     Floor,
     /// memtrace.
     Memtrace,
+    /// memtrace with `--sample-bytes 512k`.
+    Sampled,
     /// bcc's memleak.
     Memleak,
     /// bpftrace with three probes that do what memleak does.
@@ -38,10 +43,11 @@ pub enum Kind {
 
 impl Kind {
     /// All, in the order of the table.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Untraced,
         Self::Floor,
         Self::Memtrace,
+        Self::Sampled,
         Self::Memleak,
         Self::Bpftrace,
         Self::Heaptrack,
@@ -53,6 +59,7 @@ impl Kind {
             Self::Untraced => "untraced",
             Self::Floor => "floor",
             Self::Memtrace => "memtrace",
+            Self::Sampled => "sampled",
             Self::Memleak => "memleak",
             Self::Bpftrace => "bpftrace",
             Self::Heaptrack => "heaptrack",
@@ -82,7 +89,7 @@ impl Contestant {
     pub fn provide(kind: Kind) -> Result<Self> {
         let words = match kind {
             Kind::Untraced => Vec::new(),
-            Kind::Floor | Kind::Memtrace => vec![build(Profile::Release)?.into()],
+            Kind::Floor | Kind::Memtrace | Kind::Sampled => vec![build(Profile::Release)?.into()],
             Kind::Memleak => memleak::provide()?,
             Kind::Bpftrace => vec![setup::program("bpftrace", "bpftrace")?.into()],
             Kind::Heaptrack => vec![setup::program("heaptrack", "heaptrack")?.into()],
@@ -118,7 +125,7 @@ impl Contestant {
             });
         }
         let ready = match self.kind {
-            Kind::Floor | Kind::Memtrace => Ready::Announced,
+            Kind::Floor | Kind::Memtrace | Kind::Sampled => Ready::Announced,
             _ => Ready::Quiet,
         };
         let command = self.attach_command(target.pid(), &program.libc);
@@ -138,9 +145,11 @@ impl Contestant {
         let pid = pid.to_string();
         match self.kind {
             Kind::Untraced | Kind::Heaptrack => {}
-            Kind::Floor | Kind::Memtrace => {
-                if self.kind == Kind::Floor {
-                    command.arg("--floor");
+            Kind::Floor | Kind::Memtrace | Kind::Sampled => {
+                match self.kind {
+                    Kind::Floor => drop(command.arg("--floor")),
+                    Kind::Sampled => drop(command.args(["--sample-bytes", SAMPLE_BYTES])),
+                    _ => {}
                 }
                 command
                     .args(["--pid", &pid, "--output"])

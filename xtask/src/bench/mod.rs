@@ -1,4 +1,5 @@
-//! `cargo xtask bench pair`: what one malloc+free pair costs, untraced and under each tracer, in one run and one table.
+//! `cargo xtask bench`: what one malloc+free pair costs, untraced and under each tracer, in one run and one table:
+//! `pair` in one thread, `sampled` when memtrace records a sample, `threads` in many threads at once.
 
 mod code;
 mod contestant;
@@ -7,6 +8,7 @@ mod memleak;
 mod pair;
 mod statistics;
 mod target;
+mod threads;
 mod tracer;
 
 use std::process::ExitCode;
@@ -21,18 +23,29 @@ use crate::process;
 pub enum Bench {
     /// The cost of a malloc+free pair under each tracer, then memtrace's own costs.
     Pair(Options),
+    /// The same with memtrace recording one block in 512 KiB, against the cost of the probes alone.
+    Sampled(Timing),
+    /// The same in 1, 2, 8 and 32 threads at once.
+    Threads(Timing),
 }
 
-/// How to measure.
-#[derive(Args)]
-pub struct Options {
+/// How long to measure.
+#[derive(Args, Clone, Copy)]
+pub struct Timing {
     /// How often every contestant has its turn.
     #[arg(long, default_value_t = 7)]
     pub rounds: u32,
     /// Length of one measurement (milliseconds).
     #[arg(long, default_value_t = 500)]
     pub milliseconds: u64,
-    /// Measure only these contestants: untraced, floor, memtrace, memleak, bpftrace, heaptrack.
+}
+
+/// How to measure.
+#[derive(Args)]
+pub struct Options {
+    #[command(flatten)]
+    pub timing: Timing,
+    /// Measure only these contestants: untraced, floor, memtrace, sampled, memleak, bpftrace, heaptrack.
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
     /// Do not measure memtrace's idle, attach and snapshot costs.
@@ -51,12 +64,17 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
     if !process::is_root() {
         bail!("benchmarks attach probes, so they need root");
     }
-    let Bench::Pair(options) = bench;
-    if !options.costs_only {
-        pair::pair(options)?;
-    }
-    if !options.pairs_only {
-        costs::costs()?;
+    match bench {
+        Bench::Pair(options) => {
+            if !options.costs_only {
+                pair::pair(&pair::chosen(&options.only)?, options.timing)?;
+            }
+            if !options.pairs_only {
+                costs::costs()?;
+            }
+        }
+        Bench::Sampled(timing) => pair::sampled(*timing)?,
+        Bench::Threads(timing) => threads::threads(*timing)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,8 +3,8 @@
 use anyhow::{Result, bail};
 
 use super::{
-    Options,
-    contestant::{Contestant, Kind},
+    Timing,
+    contestant::{Contestant, Kind, SAMPLE_BYTES},
     statistics::Samples,
     target::Program,
 };
@@ -20,16 +20,40 @@ struct Row {
     breakpoints: usize,
 }
 
+/// At most so many times the floor shall a sampled pair cost.
+const SAMPLED_GOAL: f64 = 1.25;
+
 /// Measures in rounds, so that what disturbs the machine for a while disturbs every contestant, and prints the table.
 ///
 /// # Errors
 /// When no contestant can run.
-pub fn pair(options: &Options) -> Result<()> {
+pub fn pair(kinds: &[Kind], timing: Timing) -> Result<()> {
+    measured(kinds, timing).map(|rows| print(&rows, timing))
+}
+
+/// As [`pair`], of sampling alone, and compares it with its goal.
+///
+/// # Errors
+/// When no contestant can run.
+pub fn sampled(timing: Timing) -> Result<()> {
+    let rows = measured(&[Kind::Untraced, Kind::Floor, Kind::Sampled], timing)?;
+    print(&rows, timing);
+    if let (Some(floor), Some(sampled)) = (median(&rows, Kind::Floor), median(&rows, Kind::Sampled)) {
+        let ratio = sampled / floor;
+        println!(
+            "\nOne block in {SAMPLE_BYTES} recorded: {ratio:.3} times the floor (goal: at most {SAMPLED_GOAL}, {})",
+            if ratio <= SAMPLED_GOAL { "met" } else { "missed" }
+        );
+    }
+    Ok(())
+}
+
+fn measured(kinds: &[Kind], timing: Timing) -> Result<Vec<Row>> {
     let program = Program::prepare()?;
-    let mut rows: Vec<Row> = chosen(options)?.into_iter().filter_map(row).collect();
-    for round in 1..=options.rounds {
-        eprintln!("round {round} of {}", options.rounds);
-        rows.retain_mut(|row| match measure(row, &program, options.milliseconds) {
+    let mut rows: Vec<Row> = kinds.iter().filter_map(|kind| row(*kind)).collect();
+    for round in 1..=timing.rounds {
+        eprintln!("round {round} of {}", timing.rounds);
+        rows.retain_mut(|row| match measure(row, &program, timing.milliseconds) {
             Ok(()) => true,
             Err(error) => {
                 eprintln!(
@@ -44,13 +68,15 @@ pub fn pair(options: &Options) -> Result<()> {
     if rows.is_empty() {
         bail!("nothing could be measured");
     }
-    print(&rows, options);
-    Ok(())
+    Ok(rows)
 }
 
-fn chosen(options: &Options) -> Result<Vec<Kind>> {
-    if let Some(unknown) = options
-        .only
+/// The contestants of these names; all if there are none.
+///
+/// # Errors
+/// When a name is unknown.
+pub fn chosen(names: &[String]) -> Result<Vec<Kind>> {
+    if let Some(unknown) = names
         .iter()
         .find(|name| Kind::ALL.iter().all(|kind| kind.name() != **name))
     {
@@ -58,7 +84,7 @@ fn chosen(options: &Options) -> Result<Vec<Kind>> {
     }
     Ok(Kind::ALL
         .into_iter()
-        .filter(|kind| options.only.is_empty() || options.only.iter().any(|name| name == kind.name()))
+        .filter(|kind| names.is_empty() || names.iter().any(|name| name == kind.name()))
         .collect())
 }
 
@@ -91,17 +117,19 @@ fn measure(row: &mut Row, program: &Program, milliseconds: u64) -> Result<()> {
     Ok(())
 }
 
-fn print(rows: &[Row], options: &Options) {
-    let median = |kind| {
-        rows.iter()
-            .find(|row| row.contestant.kind == kind)
-            .and_then(|row| row.cpu.median())
-    };
-    let (floor, memleak) = (median(Kind::Floor), median(Kind::Memleak));
+/// The CPU time of a contestant (ns).
+fn median(rows: &[Row], kind: Kind) -> Option<f64> {
+    rows.iter()
+        .find(|row| row.contestant.kind == kind)
+        .and_then(|row| row.cpu.median())
+}
+
+fn print(rows: &[Row], timing: Timing) {
+    let (floor, memleak) = (median(rows, Kind::Floor), median(rows, Kind::Memleak));
     println!(
         "\nOne malloc+free pair, 64 to 127 bytes, 16 frames deep, no frame pointers; {} rounds of {} ms.\n\
          CPU time of the calling thread, the kernel's part included; nanoseconds, median (smallest to largest).\n",
-        options.rounds, options.milliseconds
+        timing.rounds, timing.milliseconds
     );
     println!("| tracer    | CPU ns | range             | elapsed ns | / floor | / memleak | breakpoints |");
     println!("| --------- | -----: | ----------------: | ---------: | ------: | --------: | ----------: |");

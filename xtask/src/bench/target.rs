@@ -13,7 +13,13 @@ use anyhow::{Context as _, Result, bail};
 use crate::{process, run, signal, workspace};
 
 /// Without frame pointers, as Debian compiles; each of the 16 frames stays a frame.
-const CFLAGS: [&str; 4] = ["-O2", "-g", "-fomit-frame-pointer", "-fno-optimize-sibling-calls"];
+const CFLAGS: [&str; 5] = [
+    "-O2",
+    "-g",
+    "-fomit-frame-pointer",
+    "-fno-optimize-sibling-calls",
+    "-pthread",
+];
 
 /// What every target is started from.
 #[derive(Clone, Debug)]
@@ -71,7 +77,7 @@ fn libc_of(pid: u32) -> Result<PathBuf> {
 pub struct Batch {
     /// Time that passed, per pair (ns).
     pub wall: f64,
-    /// CPU time of the calling thread, per pair (ns); the kernel's part is in it.
+    /// CPU time of the calling threads, per pair (ns); the kernel's part is in it.
     pub cpu: f64,
 }
 
@@ -114,7 +120,19 @@ impl Target {
     /// # Errors
     /// When the target died.
     pub fn run(&mut self, milliseconds: u64) -> Result<Batch> {
-        let answer = self.ask(&format!("run {milliseconds}"))?;
+        self.batch(&format!("run {milliseconds}"))
+    }
+
+    /// Allocates and frees in so many threads at once.
+    ///
+    /// # Errors
+    /// When the target died.
+    pub fn run_threads(&mut self, threads: u32, milliseconds: u64) -> Result<Batch> {
+        self.batch(&format!("threads {threads} {milliseconds}"))
+    }
+
+    fn batch(&mut self, command: &str) -> Result<Batch> {
+        let answer = self.ask(command)?;
         let [pairs, wall, cpu] = answer[..] else {
             bail!("the target answered {answer:?}")
         };
