@@ -72,12 +72,21 @@ pub fn pop(thread: &mut Thread, sp: u64) -> bool {
     false
 }
 
-/// Whether the current thread is in a call: what it frees there is the allocator's own.
+/// Whether a free that matches no block is the allocator's own affair: the current thread is in a call, or the address
+/// is the one that it just passed to another function that frees, which calls this one.
 #[inline(always)]
-pub fn inside_allocator(tid: u32) -> bool {
-    match maps::THREADS.get_ptr(&tid) {
-        // SAFETY: the pointer is to a map's element.
-        Some(thread) => unsafe { (*thread).depth != 0 },
-        None => false,
+pub fn is_allocators_own(tid: u32, address: u64) -> bool {
+    let Some(thread) = maps::THREADS.get_ptr_mut(&tid) else {
+        return false;
+    };
+    // SAFETY: the element is this thread's, and no other program runs for it meanwhile.
+    let thread = unsafe { &mut *thread };
+    if thread.depth != 0 {
+        return true;
     }
+    if thread.freed != address {
+        return false;
+    }
+    thread.freed = 0;
+    true
 }

@@ -4,19 +4,20 @@
 //! free it: so the books never hold a block twice.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::{bpf_ktime_get_ns, bpf_probe_read_user},
+    EbpfContext as _,
+    bindings::{BPF_ANY, BPF_NOEXIST, pt_regs},
+    helpers::{bpf_get_attach_cookie, bpf_ktime_get_ns, bpf_probe_read_user},
     macros::{uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
 use memtrace_ebpf::{
     bound::{masked, opaque},
-    layout::{Block, BlockKey, Counter, TICK_SHIFT},
+    layout::{Block, BlockKey, CallKind, Counter, TICK_SHIFT, entry},
 };
 
 use super::{
     atomic,
-    calls::{drop_abandoned, inside_allocator, pop, thread_state},
+    calls::{drop_abandoned, is_allocators_own, pop, thread_state},
     count, current,
     maps::{self, Call, MAX_NESTED},
     recording, stack,
@@ -24,27 +25,17 @@ use super::{
 
 /// [`Block::stack`] of a block that is not there.
 const NO_BLOCK: u32 = u32::MAX;
+/// [`entry::NONE`], as [`entry::part`] returns it.
+const NO_REGISTER: u32 = entry::NONE as u32;
 /// `-EEXIST` (`include/uapi/asm-generic/errno-base.h`).
 const EXISTS: i32 = -17;
-
-/// What a call returns, and how.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Kind {
-    /// The block, or null.
-    Block = 0,
-    /// The block, or null if the old one stays.
-    Realloc = 1,
-    /// An error code; the block is stored through a pointer.
-    Memalign = 2,
-}
 
 /// `malloc(size)`, `valloc(size)`, `pvalloc(size)`.
 #[uprobe]
 fn enter_malloc(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
     let size = unsafe { (*ctx.regs).rdi };
-    enter(&ctx, Kind::Block, size, 0)
+    enter(&ctx, CallKind::Block as u32, size, 0)
 }
 
 /// `calloc(count, size)`.
@@ -52,7 +43,7 @@ fn enter_malloc(ctx: ProbeContext) -> u32 {
 fn enter_calloc(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
     let size = unsafe { product((*ctx.regs).rdi, (*ctx.regs).rsi) };
-    enter(&ctx, Kind::Block, size, 0)
+    enter(&ctx, CallKind::Block as u32, size, 0)
 }
 
 /// `memalign(alignment, size)`, `aligned_alloc(alignment, size)`.
@@ -60,7 +51,7 @@ fn enter_calloc(ctx: ProbeContext) -> u32 {
 fn enter_memalign(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
     let size = unsafe { (*ctx.regs).rsi };
-    enter(&ctx, Kind::Block, size, 0)
+    enter(&ctx, CallKind::Block as u32, size, 0)
 }
 
 /// `posix_memalign(result, alignment, size)`.
@@ -68,7 +59,7 @@ fn enter_memalign(ctx: ProbeContext) -> u32 {
 fn enter_posix_memalign(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
     let (result, size) = unsafe { ((*ctx.regs).rdi, (*ctx.regs).rdx) };
-    enter(&ctx, Kind::Memalign, size, result)
+    enter(&ctx, CallKind::Memalign as u32, size, result)
 }
 
 /// `realloc(block, size)`.
@@ -76,7 +67,7 @@ fn enter_posix_memalign(ctx: ProbeContext) -> u32 {
 fn enter_realloc(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
     let (block, size) = unsafe { ((*ctx.regs).rdi, (*ctx.regs).rsi) };
-    enter(&ctx, Kind::Realloc, size, block)
+    enter(&ctx, CallKind::Realloc as u32, size, block)
 }
 
 /// `reallocarray(block, count, size)`.
@@ -84,7 +75,21 @@ fn enter_realloc(ctx: ProbeContext) -> u32 {
 fn enter_reallocarray(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
     let (block, size) = unsafe { ((*ctx.regs).rdi, product((*ctx.regs).rsi, (*ctx.regs).rdx)) };
-    enter(&ctx, Kind::Realloc, size, block)
+    enter(&ctx, CallKind::Realloc as u32, size, block)
+}
+
+/// An allocating function whose arguments are where the probe's cookie says.
+#[uprobe]
+fn enter_described(ctx: ProbeContext) -> u32 {
+    // SAFETY: the context and the registers are those that the kernel passed to this program.
+    let (cookie, regs) = unsafe { (bpf_get_attach_cookie(ctx.as_ptr()), &*ctx.regs) };
+    let kind = entry::part(cookie, 0);
+    let size = register(regs, entry::part(cookie, 1));
+    let size = match entry::part(cookie, 2) {
+        NO_REGISTER => size,
+        number => product(register(regs, number), size),
+    };
+    enter(&ctx, kind, size, register(regs, entry::part(cookie, 3)))
 }
 
 /// `free(block)`.
@@ -96,15 +101,22 @@ fn enter_free(ctx: ProbeContext) -> u32 {
     if address == 0 || recording(&ctx, space).is_none() {
         return 0;
     }
-    let key = BlockKey {
-        address,
-        space,
-        _pad: 0,
-    };
-    if let Some(block) = take(&key) {
-        book_free(&block);
-    } else if !inside_allocator(tid) {
-        count(Counter::UnmatchedFrees, 1);
+    release(space, tid, address);
+    0
+}
+
+/// `operator delete(block, …)`, `sdallocx(block, …)`: as [`enter_free`], which it may call.
+#[uprobe]
+fn enter_delete(ctx: ProbeContext) -> u32 {
+    // SAFETY: the kernel passes valid registers.
+    let address = unsafe { (*ctx.regs).rdi };
+    let (space, tid) = current();
+    if address == 0 || recording(&ctx, space).is_none() {
+        return 0;
+    }
+    release(space, tid, address);
+    if let Some(thread) = thread_state(tid) {
+        thread.freed = address;
     }
     0
 }
@@ -127,16 +139,19 @@ fn leave(ctx: RetProbeContext) -> u32 {
     }
     let call = &thread.calls[0];
     let size = call.size;
-    let address = if call.kind == Kind::Memalign as u32 {
+    let in_place = call.kind == CallKind::InPlace as u32;
+    let address = if in_place {
+        if result >= size { call.pointer } else { 0 }
+    } else if call.kind == CallKind::Memalign as u32 {
         if result == 0 { read_result(call.pointer) } else { 0 }
     } else {
         result
     };
-    if call.kind == Kind::Realloc as u32 && call.old.stack != NO_BLOCK {
+    if call.old.stack != NO_BLOCK {
         settle_old(space, call, address);
     }
     if address == 0 {
-        if size != 0 {
+        if size != 0 && !in_place {
             count(Counter::FailedCalls, 1);
         }
         return 0;
@@ -172,9 +187,27 @@ fn product(count: u64, size: u64) -> u64 {
     }
 }
 
+/// A register by its number in an instruction's encoding; 0 if there is none.
+#[inline(always)]
+fn register(regs: &pt_regs, number: u32) -> u64 {
+    let registers = [
+        regs.rax, regs.rcx, regs.rdx, regs.rbx, 0, regs.rbp, regs.rsi, regs.rdi, regs.r8, regs.r9, regs.r10,
+        regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+    ];
+    let mut found = 0;
+    for (index, value) in registers.into_iter().enumerate() {
+        // The verifier allows reads at constant offsets only: LLVM must not turn this into a read at a computed one.
+        let value = opaque(value);
+        if index as u32 == number {
+            found = value;
+        }
+    }
+    found
+}
+
 /// Notes a call that was entered.
 #[inline(always)]
-fn enter(ctx: &ProbeContext, kind: Kind, size: u64, pointer: u64) -> u32 {
+fn enter(ctx: &ProbeContext, kind: u32, size: u64, pointer: u64) -> u32 {
     let (space, tid) = current();
     if recording(ctx, space).is_none() {
         return 0;
@@ -199,9 +232,10 @@ fn enter(ctx: &ProbeContext, kind: Kind, size: u64, pointer: u64) -> u32 {
     call.return_address = return_address;
     call.size = size;
     call.pointer = pointer;
-    call.kind = kind as u32;
+    call.kind = kind;
     call.old.stack = NO_BLOCK;
-    if depth == 0 && kind as u32 == Kind::Realloc as u32 && pointer != 0 {
+    let takes_old = kind != CallKind::Block as u32 && kind != CallKind::Memalign as u32;
+    if depth == 0 && takes_old && pointer != 0 {
         let key = BlockKey {
             address: pointer,
             space,
@@ -232,7 +266,7 @@ fn read_result(pointer: u64) -> u64 {
 /// The old block of a `realloc`: freed if it moved or was asked to vanish, else still there.
 #[inline(always)]
 fn settle_old(space: u32, call: &Call, address: u64) {
-    if address != 0 || call.size == 0 {
+    if address != 0 || call.size == 0 || call.kind == CallKind::Reallocf as u32 {
         return book_free(&call.old);
     }
     let key = BlockKey {
@@ -245,6 +279,21 @@ fn settle_old(space: u32, call: &Call, address: u64) {
         book_free(&call.old);
         count(Counter::BlocksFull, 1);
         count(Counter::BlocksFullBytes, call.old.size);
+    }
+}
+
+/// Books that an address is freed.
+#[inline(always)]
+fn release(space: u32, tid: u32, address: u64) {
+    let key = BlockKey {
+        address,
+        space,
+        _pad: 0,
+    };
+    if let Some(block) = take(&key) {
+        book_free(&block);
+    } else if !is_allocators_own(tid, address) {
+        count(Counter::UnmatchedFrees, 1);
     }
 }
 

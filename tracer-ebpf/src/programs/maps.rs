@@ -35,7 +35,7 @@ pub struct Call {
     pub pointer: u64,
     /// `realloc`: the old block's entry; stack `NO_BLOCK` if it had none.
     pub old: Block,
-    /// A [`super::heap::Kind`].
+    /// A [`memtrace_ebpf::layout::CallKind`].
     pub kind: u32,
     /// Padding.
     pub _pad: u32,
@@ -58,6 +58,8 @@ pub struct Thread {
     pub inner_slot: u64,
     /// The size that it was asked for (bytes).
     pub inner_size: u64,
+    /// What was last freed by a function that may call another which frees (virtual address).
+    pub freed: u64,
 }
 
 /// The stack as it was when a walk was compared.

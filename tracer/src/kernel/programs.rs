@@ -17,7 +17,7 @@ use aya::{
     },
 };
 use memtrace_ebpf::{
-    layout::{Block, BlockKey, Control, Notice, Stack, tail},
+    layout::{Block, BlockKey, CallKind, Control, Notice, Stack, entry, tail},
     unwind::Page,
 };
 
@@ -27,7 +27,7 @@ use super::{
     books::Books,
     tables::{TableRoom, Tables},
 };
-use crate::probe::{AllocFunction, InnerRole, Site};
+use crate::probe::{InnerRole, Shape, Site};
 
 /// The programs, as `build.rs` compiled them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-programs"));
@@ -170,12 +170,12 @@ impl Programs {
         if !site.inner.is_empty() {
             return self.attach_inner(site, file, anchor, floor);
         }
-        let entry = if floor {
-            "floor"
+        let (entry, cookie) = if floor {
+            ("floor", None)
         } else {
-            entry_program(site.function)
+            entry_program(site)
         };
-        self.attach(entry, site.entry.file_offset, None, file, anchor)?;
+        self.attach(entry, site.entry.file_offset, cookie, file, anchor)?;
         match &site.returns {
             Some(point) => {
                 let leave = if floor { "floor_return" } else { "leave" };
@@ -326,16 +326,39 @@ impl Programs {
     }
 }
 
-fn entry_program(function: AllocFunction) -> &'static str {
-    match function {
-        AllocFunction::Malloc | AllocFunction::Valloc | AllocFunction::Pvalloc => "enter_malloc",
-        AllocFunction::Calloc => "enter_calloc",
-        AllocFunction::Realloc => "enter_realloc",
-        AllocFunction::ReallocArray => "enter_reallocarray",
-        AllocFunction::Free => "enter_free",
-        AllocFunction::PosixMemalign => "enter_posix_memalign",
-        AllocFunction::AlignedAlloc | AllocFunction::Memalign => "enter_memalign",
-    }
+/// The program for a function's entry, and its cookie.
+fn entry_program(site: &Site) -> (&'static str, Option<u64>) {
+    let name = match (site.shape, site.moved) {
+        (Shape::Free, _) => "enter_free",
+        (Shape::Delete, _) => "enter_delete",
+        (Shape::Malloc, None) => "enter_malloc",
+        (Shape::Calloc, None) => "enter_calloc",
+        (Shape::Realloc, None) => "enter_realloc",
+        (Shape::ReallocArray, None) => "enter_reallocarray",
+        (Shape::PosixMemalign, None) => "enter_posix_memalign",
+        (Shape::Memalign, None) => "enter_memalign",
+        _ => return ("enter_described", Some(entry_cookie(site))),
+    };
+    (name, None)
+}
+
+/// Where the arguments are, for the program that reads that from its cookie.
+fn entry_cookie(site: &Site) -> u64 {
+    let kind = match site.shape {
+        Shape::Realloc | Shape::ReallocArray | Shape::HeapRealloc | Shape::HeapReallocArray => {
+            CallKind::Realloc
+        }
+        Shape::Reallocf | Shape::HeapReallocf => CallKind::Reallocf,
+        Shape::Xallocx => CallKind::InPlace,
+        Shape::PosixMemalign => CallKind::Memalign,
+        Shape::Malloc | Shape::Calloc | Shape::Memalign | Shape::HeapCalloc | Shape::Free | Shape::Delete => {
+            CallKind::Block
+        }
+    };
+    let places = site.places();
+    let [size, count, pointer] =
+        [places.size, places.count, places.pointer].map(|register| register.unwrap_or(entry::NONE));
+    entry::cookie(kind, size, count, pointer)
 }
 
 fn inner_program(role: InnerRole) -> &'static str {

@@ -26,7 +26,7 @@ pub(super) enum Refusal {
     #[error("its symbol has type {0}, which is not a function")]
     NotAFunction(u8),
     #[error("{0} and {1} are the same code, but take different arguments")]
-    Conflict(&'static str, &'static str),
+    Conflict(String, String),
     #[error("neither its symbol nor .eh_frame says where it ends")]
     NoBounds,
     #[error("the unwind information that covers it begins at {fde:#x}, not at its symbol {symbol:#x}")]

@@ -1,12 +1,12 @@
 //! What the files behind new mappings hold: unwind tables, allocators, the dynamic linker.
 
-use std::{fs::File, io, iter, sync::Arc};
+use std::{fs::File, io, sync::Arc};
 
 use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache, ReadRef as _};
 
 use crate::{
     kernel::TableRoom,
-    probe::{self, AllocFunction, CodeReader, Plan, Site},
+    probe::{self, CodeReader, Plan, Site},
     snapshot::Coverage,
     target::{Backing, Mapping, Process},
     unwind::{UnwindError, UnwindTable},
@@ -14,9 +14,6 @@ use crate::{
 
 /// What the dynamic linker calls after each change (glibc `elf/dl-debug.c`, musl `ldso/dynlink.c`), for debuggers.
 const LINKER_HOOK: &[u8] = b"_dl_debug_state";
-
-/// Functions of allocators that do not go through their malloc: operator new of C++, and jemalloc's interface.
-const OWN_INTERFACE: &[&[u8]] = &[b"_Znwm", b"mallocx"];
 
 /// One file or image that is newly mapped.
 struct Image {
@@ -43,15 +40,15 @@ pub struct Images {
 }
 
 impl Images {
-    /// Reads the image of each mapping.
-    pub fn read(process: &Process, mappings: &[Arc<Mapping>]) -> Self {
+    /// Reads the image of each mapping; `prefixes` are those of private allocators.
+    pub fn read(process: &Process, mappings: &[Arc<Mapping>], prefixes: &[String]) -> Self {
         let mut images: Vec<Image> = Vec::new();
         for mapping in mappings {
             if !images
                 .iter()
                 .any(|image| image.file_id == mapping.file_id && mapping.file_id.1 != 0)
             {
-                images.push(Image::read(process, mapping));
+                images.push(Image::read(process, mapping, prefixes));
             }
         }
         Self { images }
@@ -98,7 +95,7 @@ impl Images {
                 .filter_map(move |site| Some((site.clone(), Arc::clone(file?))))
         });
         let mut sites: Vec<_> = sites.collect();
-        sites.sort_by_key(|(site, _)| site.function != AllocFunction::Free);
+        sites.sort_by_key(|(site, _)| !site.shape.is_free());
         let linker = self
             .images
             .iter()
@@ -110,16 +107,9 @@ impl Images {
     pub fn take_coverage(&mut self) -> Coverage {
         let mut coverage = Coverage::default();
         for image in &mut self.images {
-            if !image.plan.sites.is_empty() {
-                let names = image
-                    .plan
-                    .sites
-                    .iter()
-                    .flat_map(|site| iter::once(&site.symbol).chain(&site.aliases));
-                let names: Vec<_> = names.map(String::as_str).collect();
-                coverage
-                    .allocators
-                    .push(format!("{}: {}", image.name, names.join(", ")));
+            let functions = image.plan.functions();
+            if !functions.is_empty() {
+                coverage.allocators.push(format!("{}: {functions}", image.name));
             }
             let notes = image.plan.notes.drain(..);
             coverage
@@ -131,7 +121,7 @@ impl Images {
 }
 
 impl Image {
-    fn read(process: &Process, mapping: &Mapping) -> Self {
+    fn read(process: &Process, mapping: &Mapping, prefixes: &[String]) -> Self {
         let mut image = Self {
             file_id: mapping.file_id,
             name: mapping.file_name(),
@@ -142,7 +132,7 @@ impl Image {
         };
         match &mapping.backing {
             Backing::File(file) => {
-                image.read_file(process, mapping, file);
+                image.read_file(process, mapping, file, prefixes);
                 image.file = Some(Arc::clone(file));
             }
             Backing::Image(bytes) => image.table = usable(UnwindTable::from_elf(&**bytes)),
@@ -152,29 +142,19 @@ impl Image {
         image
     }
 
-    fn read_file(&mut self, process: &Process, mapping: &Mapping, file: &File) {
+    fn read_file(&mut self, process: &Process, mapping: &Mapping, file: &File, prefixes: &[String]) {
         let cache = ReadCache::new(file);
         if !is_elf(&cache) {
             // Code that a program made itself, in a file that only it knows.
             return;
         }
         self.table = usable(UnwindTable::from_elf(&cache));
-        match probe::plan(
-            &cache,
-            &LiveCode {
-                process,
-                bias: mapping.bias,
-            },
-        ) {
-            Ok(plan) => {
-                self.plan = plan;
-                if !self.plan.sites.is_empty() && defines(&cache, OWN_INTERFACE) {
-                    self.plan.notes.push(
-                        "its own operator new or mallocx is not probed: what they allocate is not seen"
-                            .into(),
-                    );
-                }
-            }
+        let live = LiveCode {
+            process,
+            bias: mapping.bias,
+        };
+        match probe::plan_with_prefixes(&cache, &live, prefixes) {
+            Ok(plan) => self.plan = plan,
             Err(error) => log::info!("{}: no probes: {error}", self.name),
         }
         self.linker_hook = linker_hook(&cache);
@@ -191,16 +171,6 @@ fn usable(table: Result<UnwindTable, UnwindError>) -> Result<Option<UnwindTable>
 
 fn is_elf(cache: &ReadCache<&File>) -> bool {
     cache.read_bytes_at(0, 4) == Ok(&object::elf::ELFMAG)
-}
-
-/// Whether the file defines one of these symbols.
-fn defines(cache: &ReadCache<&File>, names: &[&[u8]]) -> bool {
-    let Ok(elf) = object::File::parse(cache) else {
-        return false;
-    };
-    let mut symbols = elf.dynamic_symbols().chain(elf.symbols());
-    symbols
-        .any(|symbol| symbol.is_definition() && symbol.name_bytes().is_ok_and(|name| names.contains(&name)))
 }
 
 /// The file offset of the dynamic linker's hook, if this is the dynamic linker.

@@ -69,6 +69,7 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
     let settings = Settings {
         max_live: arguments.max_live,
         floor: arguments.floor,
+        allocator_prefixes: arguments.allocator_prefix.clone(),
     };
     let tracer = match Tracer::attach(Arc::clone(&process), &settings) {
         Ok(tracer) => tracer,

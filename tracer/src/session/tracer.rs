@@ -43,12 +43,14 @@ const HEAP_NOT_VISIBLE: &str = "heap not visible: no mapped file defines malloc 
      or allocator-free program, or one that was only starting)";
 
 /// How to trace.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Live blocks that can be recorded at once.
     pub max_live: u32,
     /// Attach programs that do nothing, to measure the cost of the probes alone.
     pub floor: bool,
+    /// What private allocators put before the names of C's functions.
+    pub allocator_prefixes: Vec<String>,
 }
 
 /// A process with memtrace's probes in it. Dropping it removes them.
@@ -60,6 +62,7 @@ pub struct Tracer {
     coverage: Coverage,
     probes: Probes,
     floor: bool,
+    allocator_prefixes: Vec<String>,
     wishes_from: Option<Instant>,
     knows_trampoline: bool,
     history: History,
@@ -75,7 +78,7 @@ impl Tracer {
     pub fn attach(process: Arc<Process>, settings: &Settings) -> Result<Self, Error> {
         let mut reader = MappingReader::default();
         let change = reader.refresh(&process)?;
-        let mut images = Images::read(&process, &change.added);
+        let mut images = Images::read(&process, &change.added, &settings.allocator_prefixes);
         let limits = limits(settings, images.room());
         log::info!(
             "kernel memory: {} MiB for {} live blocks (--max-live), {} MiB for everything else",
@@ -91,6 +94,7 @@ impl Tracer {
             tables: HashMap::new(),
             probes: images.probes(),
             floor: settings.floor,
+            allocator_prefixes: settings.allocator_prefixes.clone(),
             wishes_from: None,
             knows_trampoline: false,
             coverage: images.take_coverage(),
@@ -219,7 +223,7 @@ impl Tracer {
                 let is_new = |mapping: &&Arc<Mapping>| !self.tables.contains_key(&mapping.file_id);
                 let unknown: Vec<_> = change.added.iter().filter(is_new).cloned().collect();
                 self.name_mappings(&unknown);
-                let images = Images::read(&self.process, &unknown);
+                let images = Images::read(&self.process, &unknown, &self.allocator_prefixes);
                 self.add_mappings(&change, &images);
                 self.attach_late(images);
                 self.programs.mappings_changed();
