@@ -36,6 +36,12 @@ impl Build {
         Self::new("c++", name, format!("{name}.cpp"))
     }
 
+    /// The same with another compiler, such as `musl-gcc`.
+    pub fn compiler(mut self, compiler: &'static str) -> Self {
+        self.compiler = compiler;
+        self
+    }
+
     fn new(compiler: &'static str, name: &str, source: String) -> Self {
         let flags = ["-O2", "-g", "-Wall", "-Wextra", "-pthread"]
             .map(OsString::from)

@@ -21,6 +21,9 @@
  * The books are lines `SITE ALLOC_OBJECTS ALLOC_BYTES INUSE_OBJECTS INUSE_BYTES`, then `end OPERATIONS`.
  * Before the first command it prints `ready PID`. At that time each thread already holds blocks
  * that no site accounts for; they are freed and reallocated along the way like all others.
+ *
+ * Built with -DWITHOUT_PVALLOC it has no sites for pvalloc, which not every allocator has, and with
+ * -DALLOCATOR_PREFIX=my_ it allocates with my_malloc and so on, of private_allocator.h.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -33,6 +36,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#ifdef ALLOCATOR_PREFIX
+#include "private_allocator.h"
+#endif
 
 #define NOINLINE __attribute__((noinline, noclone))
 #define ARRAY_LENGTH(array) (sizeof(array) / sizeof((array)[0]))
@@ -94,7 +101,9 @@ EIGHT_SITES(reallocarray, reallocarray(r->old, r->count, r->unit))
 EIGHT_SITES(aligned_alloc, aligned_alloc(r->alignment, r->size))
 EIGHT_SITES(memalign, memalign(r->alignment, r->size))
 EIGHT_SITES(valloc, valloc(r->size))
+#ifndef WITHOUT_PVALLOC
 EIGHT_SITES(pvalloc, pvalloc(r->size))
+#endif
 EIGHT_SITES(strndup, strndup(text, r->size - 1))
 
 #define POSIX_SITE(number)                                                          \
@@ -132,7 +141,9 @@ static const struct site {
     EIGHT_ENTRIES(ALIGNED_ALLOC, aligned_alloc)
     EIGHT_ENTRIES(MEMALIGN, memalign)
     EIGHT_ENTRIES(VALLOC, valloc)
+#ifndef WITHOUT_PVALLOC
     EIGHT_ENTRIES(PVALLOC, pvalloc)
+#endif
     EIGHT_ENTRIES(STRNDUP, strndup)
 };
 

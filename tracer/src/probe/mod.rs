@@ -131,6 +131,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether calls of the function with this name are seen.
+    pub fn probes(&self, name: &str) -> bool {
+        self.sites.iter().any(|site| site.is_named(name))
+    }
+
     /// What is probed, in few words: whole families by their name, single functions by theirs. Empty if nothing is.
     pub fn functions(&self) -> String {
         let mut families: BTreeMap<&Family, Vec<&str>> = BTreeMap::new();
@@ -316,8 +321,7 @@ fn display_name(definition: &Definition) -> String {
 
 /// Says so when blocks can be seen to begin but not to end, or the reverse.
 fn note_missing_counterpart(plan: &mut Plan) {
-    let has = |name| plan.sites.iter().any(|site| site.is_named(name));
-    let note = match (has("malloc"), has("free")) {
+    let note = match (plan.probes("malloc"), plan.probes("free")) {
         (true, false) => "malloc is probed but no free: its blocks look live after they are freed",
         (false, true) => "free is probed but no malloc: what it frees may be unknown",
         _ => return,

@@ -103,6 +103,16 @@ impl Images {
         Probes { sites, linker }
     }
 
+    /// Of these prefixes, those behind which no image defines a `malloc` that is probed; as notes.
+    pub fn without_malloc(&self, prefixes: &[String]) -> Vec<String> {
+        let probed = |name: &str| self.images.iter().any(|image| image.plan.probes(name));
+        prefixes
+            .iter()
+            .filter(|prefix| !probed(&format!("{prefix}malloc")))
+            .map(|prefix| missing_prefix(prefix))
+            .collect()
+    }
+
     /// What is covered and what is not.
     pub fn take_coverage(&mut self) -> Coverage {
         let mut coverage = Coverage::default();
@@ -159,6 +169,11 @@ impl Image {
         }
         self.linker_hook = linker_hook(&cache);
     }
+}
+
+/// What is said of a prefix behind which there is no `malloc`.
+fn missing_prefix(prefix: &str) -> String {
+    format!("no mapped file defines {prefix}malloc (--allocator-prefix {prefix})")
 }
 
 fn usable(table: Result<UnwindTable, UnwindError>) -> Result<Option<UnwindTable>, String> {

@@ -63,6 +63,8 @@ pub struct Tracer {
     probes: Probes,
     floor: bool,
     allocator_prefixes: Vec<String>,
+    /// What was said of prefixes that no file had so far.
+    prefix_notes: Vec<String>,
     wishes_from: Option<Instant>,
     knows_trampoline: bool,
     history: History,
@@ -87,6 +89,7 @@ impl Tracer {
             limits.other_bytes() >> 20
         );
         let programs = Programs::load(&limits, process.pid())?;
+        let missing_prefixes = images.without_malloc(&settings.allocator_prefixes);
         let mut tracer = Self {
             process,
             reader,
@@ -95,6 +98,7 @@ impl Tracer {
             probes: images.probes(),
             floor: settings.floor,
             allocator_prefixes: settings.allocator_prefixes.clone(),
+            prefix_notes: missing_prefixes,
             wishes_from: None,
             knows_trampoline: false,
             coverage: images.take_coverage(),
@@ -107,6 +111,10 @@ impl Tracer {
         if tracer.coverage.allocators.is_empty() {
             tracer.coverage.not_covered.insert(0, HEAP_NOT_VISIBLE.to_owned());
         }
+        tracer
+            .coverage
+            .not_covered
+            .extend(tracer.prefix_notes.iter().cloned());
         for (site, _) in &tracer.probes.sites {
             log::info!("{}: {}", site.symbol, site.why);
         }
@@ -236,6 +244,7 @@ impl Tracer {
     /// Attaches to allocators that came after tracing began, such as the C library of a program that was only starting.
     fn attach_late(&mut self, mut images: Images) {
         let late = images.probes();
+        let missing_prefixes = images.without_malloc(&self.allocator_prefixes);
         let coverage = images.take_coverage();
         for note in coverage.not_covered {
             self.add_note(note);
@@ -260,7 +269,11 @@ impl Tracer {
                     .iter()
                     .map(|allocator| format!("{allocator} ({from})"));
                 self.coverage.allocators.extend(allocators);
-                self.coverage.not_covered.retain(|note| note != HEAP_NOT_VISIBLE);
+                let found = |note: &String| {
+                    note == HEAP_NOT_VISIBLE
+                        || self.prefix_notes.contains(note) && !missing_prefixes.contains(note)
+                };
+                self.coverage.not_covered.retain(|note| !found(note));
             }
             Err(error) => self.add_note(format!(
                 "an allocator that was loaded later is not probed: {error}"
