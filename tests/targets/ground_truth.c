@@ -22,7 +22,8 @@
  * Before the first command it prints `ready PID`. At that time each thread already holds blocks
  * that no site accounts for; they are freed and reallocated along the way like all others.
  *
- * Built with -DWITHOUT_PVALLOC it has no sites for pvalloc, which not every allocator has, and with
+ * Built with -DWITHOUT_PVALLOC it has no sites for pvalloc, which not every allocator has; with
+ * -DWITHOUT_STRNDUP none for strndup, whose stack ends in a C library without unwind tables; with
  * -DALLOCATOR_PREFIX=my_ it allocates with my_malloc and so on, of private_allocator.h.
  */
 #define _GNU_SOURCE
@@ -104,7 +105,9 @@ EIGHT_SITES(valloc, valloc(r->size))
 #ifndef WITHOUT_PVALLOC
 EIGHT_SITES(pvalloc, pvalloc(r->size))
 #endif
+#ifndef WITHOUT_STRNDUP
 EIGHT_SITES(strndup, strndup(text, r->size - 1))
+#endif
 
 #define POSIX_SITE(number)                                                          \
     NOINLINE static void *site_posix_memalign_##number(const struct request *r)     \
@@ -144,7 +147,9 @@ static const struct site {
 #ifndef WITHOUT_PVALLOC
     EIGHT_ENTRIES(PVALLOC, pvalloc)
 #endif
+#ifndef WITHOUT_STRNDUP
     EIGHT_ENTRIES(STRNDUP, strndup)
+#endif
 };
 
 _Static_assert(ARRAY_LENGTH(sites) <= SITES_MAX, "room in the books for every site");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::ensure;
 use memtrace_tests::{
     Result,
-    compile::{Build, NO_FRAME_POINTERS},
+    compile::{self, Build, NO_FRAME_POINTERS},
     ground::GroundTruth,
     profile::Heap,
     serial, skip,
@@ -122,7 +122,7 @@ fn jemalloc() -> Result<()> {
 fn tcmalloc() -> Result<()> {
     preloaded(
         TCMALLOC,
-        &["libtcmalloc_minimal.so.4: malloc family, tc_malloc family, operator new/delete"],
+        &["malloc family, tc_malloc family, operator new/delete"],
     )
 }
 
@@ -134,39 +134,38 @@ fn mimalloc() -> Result<()> {
     )
 }
 
-#[test]
-fn musl_linked_statically() -> Result<()> {
+/// musl has no unwind tables: a stack through its own functions, such as strndup, stops there.
+fn musl(name: &str, flags: &[&str], covered: &str) -> Result<()> {
     let (true, Some(_)) = (skip::can_trace(), skip::installed(&["musl-gcc"])) else {
         return Ok(());
     };
     let program = without_pvalloc()
-        .named("ground_truth_musl_static")
+        .named(name)
         .compiler("musl-gcc")
-        .flag("-static");
+        .flag("-DWITHOUT_STRNDUP")
+        .flags(flags);
     let run = Run {
         program: program.path()?,
         preload: None,
-        sites: 72,
+        sites: 64,
         arguments: &[],
-        covered: &["ground_truth_musl_static: malloc family"],
+        covered: &[covered],
     };
     run.check()
 }
 
 #[test]
+fn musl_linked_statically() -> Result<()> {
+    musl(
+        "ground_truth_musl_static",
+        &["-static"],
+        "ground_truth_musl_static: malloc family",
+    )
+}
+
+#[test]
 fn musl_with_its_own_loader() -> Result<()> {
-    let (true, Some(_)) = (skip::can_trace(), skip::installed(&["musl-gcc"])) else {
-        return Ok(());
-    };
-    let program = without_pvalloc().named("ground_truth_musl").compiler("musl-gcc");
-    let run = Run {
-        program: program.path()?,
-        preload: None,
-        sites: 72,
-        arguments: &[],
-        covered: &["libc.so: malloc family"],
-    };
-    run.check()
+    musl("ground_truth_musl", &[], "libc.so: malloc family")
 }
 
 fn private(prefix: &str, arguments: &[&str]) -> Result<()> {
@@ -195,6 +194,33 @@ fn a_private_allocator() -> Result<()> {
 #[test]
 fn a_known_prefix() -> Result<()> {
     private("je_", &[])
+}
+
+fn rust(feature: &str, covered: &[&str]) -> Result<()> {
+    if !skip::can_trace() {
+        return Ok(());
+    }
+    let run = Run {
+        program: compile::rust_allocators(feature)?,
+        preload: None,
+        sites: 12,
+        arguments: &[],
+        covered,
+    };
+    run.check()
+}
+
+#[test]
+fn rust_with_jemalloc() -> Result<()> {
+    rust(
+        "jemalloc",
+        &["_rjem_malloc, _rjem_calloc, _rjem_realloc, _rjem_mallocx family"],
+    )
+}
+
+#[test]
+fn rust_with_mimalloc() -> Result<()> {
+    rust("mimalloc", &["rust_allocators: mi_malloc family"])
 }
 
 /// A prefix that nothing has is told, and everything else is traced all the same.
