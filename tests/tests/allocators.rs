@@ -220,7 +220,10 @@ fn rust_with_jemalloc() -> Result<()> {
 
 #[test]
 fn rust_with_mimalloc() -> Result<()> {
-    rust("mimalloc", &["rust_allocators: mi_malloc family"])
+    rust(
+        "mimalloc",
+        &["rust_allocators: mi_malloc_aligned, mi_zalloc_aligned"],
+    )
 }
 
 /// A prefix that nothing has is told, and everything else is traced all the same.

@@ -96,7 +96,7 @@ const MIMALLOC: &[(&str, Shape)] = &[
     ("free_aligned", Shape::Delete),
 ];
 
-/// mimalloc's functions for one of several heaps, behind `mi_heap_`.
+/// mimalloc's functions for one of several heaps, behind `mi_heap_`, and in version 3 also `mi_theap_`.
 const MIMALLOC_HEAP: &[(&str, Shape)] = &[
     ("malloc", Shape::Memalign),
     ("malloc_small", Shape::Memalign),
@@ -125,7 +125,7 @@ const MIMALLOC_HEAP: &[(&str, Shape)] = &[
 ];
 
 /// Prefixes of allocators that are built under names of their own: jemalloc (upstream, in Rust, in FreeBSD's C library),
-/// tcmalloc, mimalloc, rpmalloc, Intel's oneTBB, Doug Lea's, hardened_malloc.
+/// tcmalloc, mimalloc, rpmalloc, Intel's oneTBB.
 const PREFIXES: &[&str] = &[
     "je_",
     "_rjem_",
@@ -135,8 +135,6 @@ const PREFIXES: &[&str] = &[
     "mi_",
     "rp",
     "scalable_",
-    "dl",
-    "h_",
 ];
 
 /// What follows `operator new` and `operator new[]` in a mangled name.
@@ -231,7 +229,10 @@ static KNOWN: LazyLock<HashMap<String, Known>> = LazyLock::new(|| {
             );
         }
     }
-    for (name, shape) in MIMALLOC_HEAP {
+    let heaps = MIMALLOC_HEAP.iter();
+    for (name, shape) in
+        heaps.flat_map(|(name, shape)| ["heap", "theap"].map(|heap| (format!("{heap}_{name}"), shape)))
+    {
         add(
             &mut known,
             first,
@@ -302,15 +303,14 @@ impl Names {
             .values()
             .filter_map(|known| known.family.prefix())
             .collect();
-        let has = |prefix: &str, names: &[&str]| {
-            let mut names = names.iter().map(|name| format!("{prefix}{name}"));
-            names.any(|name| defined.contains_key(name.as_str()))
+        let has = |prefix: &str, is_free: bool| {
+            let mut known = defined.values();
+            known.any(|known| known.family.prefix() == Some(prefix) && known.shape.is_free() == is_free)
         };
         let mut families = BTreeSet::new();
         for prefix in prefixes {
-            let is_allocator = has(prefix, &["malloc", "mallocx"])
-                && has(prefix, &["free", "dallocx", "sdallocx"])
-                || self.wanted.iter().any(|wanted| wanted == prefix);
+            let is_allocator =
+                has(prefix, true) && has(prefix, false) || self.wanted.iter().any(|wanted| wanted == prefix);
             if is_allocator {
                 families.insert(Family::Operators);
             }
@@ -356,15 +356,19 @@ impl Family {
             let mut wanted = wanted.iter().map(|name| format!("{prefix}{name}"));
             wanted.any(|wanted| names.contains(&wanted.as_str()))
         };
+        // A program that is linked statically has only those that it calls.
+        const FEW: usize = 6;
         let begins = |prefix: &str| names.iter().any(|name| name.starts_with(prefix));
         match self {
-            Self::Malloc(prefix) if has(prefix, &["malloc"]) && has(prefix, &["free"]) => {
+            Self::Malloc(prefix)
+                if has(prefix, &["malloc"]) && has(prefix, &["free"]) || names.len() > FEW =>
+            {
                 format!("{prefix}malloc family")
             }
             Self::Mallocx(prefix) if has(prefix, &["mallocx"]) && has(prefix, &["dallocx", "sdallocx"]) => {
                 format!("{prefix}mallocx family")
             }
-            Self::MiHeap if has("mi_heap_", &["malloc"]) => "mi_heap_malloc family".to_owned(),
+            Self::MiHeap if names.len() > FEW => "mi_heap_malloc family".to_owned(),
             Self::Operators => match (begins("_Zn"), begins("_Zd")) {
                 (true, true) => "operator new/delete".to_owned(),
                 (true, false) => "operator new".to_owned(),
