@@ -196,6 +196,53 @@ fn a_known_prefix() -> Result<()> {
     private("je_", &[])
 }
 
+/// Every form of operator new and delete: 16 sites, some of which ask for what cannot be had.
+fn operators(preload: Option<&str>, flags: &[&str], covered: &[&str]) -> Result<()> {
+    let preload = preload.map(library);
+    let (true, Some(preload)) = (
+        skip::can_trace(),
+        preload.map_or(Some(None), |found| found.map(Some)),
+    ) else {
+        return Ok(());
+    };
+    let run = Run {
+        program: Build::cpp("operators")
+            .flags(NO_FRAME_POINTERS)
+            .flags(flags)
+            .path()?,
+        preload,
+        sites: 16,
+        arguments: &[],
+        covered,
+    };
+    run.check()
+}
+
+#[test]
+fn operators_of_libstdcxx() -> Result<()> {
+    operators(None, &[], &["libc.so.6: malloc family"])
+}
+
+#[test]
+fn operators_linked_statically() -> Result<()> {
+    operators(None, &["-static"], &["operators: malloc family"])
+}
+
+#[test]
+fn operators_of_jemalloc() -> Result<()> {
+    operators(Some(JEMALLOC), &[], &["operator new/delete"])
+}
+
+#[test]
+fn operators_of_tcmalloc() -> Result<()> {
+    operators(Some(TCMALLOC), &[], &["operator new/delete"])
+}
+
+#[test]
+fn operators_of_mimalloc() -> Result<()> {
+    operators(Some(MIMALLOC), &["-DWITHOUT_FAILURES"], &["operator new/delete"])
+}
+
 fn rust(feature: &str, covered: &[&str]) -> Result<()> {
     if !skip::can_trace() {
         return Ok(());
