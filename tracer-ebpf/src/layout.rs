@@ -211,7 +211,7 @@ pub enum CallKind {
 
 /// What the cookie of a probe at an allocating function says, when its arguments are not where they usually are.
 ///
-/// From the lowest byte on: a [`CallKind`], then the registers that hold the size, the number of elements, and the old
+/// From the lowest byte on: a [`CallKind`] and perhaps [`entry::EXITS`], then the registers that hold the size, the number of elements, and the old
 /// block or the place of the result; by their number in an instruction's encoding.
 pub mod entry {
     use super::CallKind;
@@ -219,9 +219,12 @@ pub mod entry {
     /// In place of a register: there is no such argument.
     pub const NONE: u8 = 0xff;
 
-    /// The cookie.
-    pub const fn cookie(kind: CallKind, size: u8, count: u8, pointer: u8) -> u64 {
-        u32::from_le_bytes([kind as u8, size, count, pointer]) as u64
+    /// With the kind: the call's return is seen by probes where it returns, not by a return probe.
+    pub const EXITS: u8 = 0x80;
+
+    /// The cookie; `exits` is 0 or [`EXITS`].
+    pub const fn cookie(kind: CallKind, exits: u8, size: u8, count: u8, pointer: u8) -> u64 {
+        u32::from_le_bytes([kind as u8 | exits, size, count, pointer]) as u64
     }
 
     /// A byte of the cookie: 0 the kind, 1 the size, 2 the number of elements, 3 the pointer.

@@ -5,7 +5,7 @@ use memtrace_ebpf::{bound::masked, layout::Counter};
 
 use super::{
     count,
-    maps::{self, MAX_NESTED, Thread},
+    maps::{self, Call, MAX_NESTED, Thread},
 };
 
 /// The state of the current thread, made if it is new.
@@ -38,19 +38,60 @@ pub fn drop_abandoned(thread: &mut Thread, sp: u64, found: u64) -> u64 {
             break;
         }
         let call = &thread.calls[masked::<MAX_NESTED>(depth - 1)];
+        let expected = if call.has_exits != 0 {
+            call.return_address
+        } else {
+            trampoline
+        };
         // SAFETY: the helper checks the address.
         if call.sp > sp
-            && (trampoline == 0 || unsafe { bpf_probe_read_user(call.sp as *const u64) } == Ok(trampoline))
+            && (expected == 0 || unsafe { bpf_probe_read_user(call.sp as *const u64) } == Ok(expected))
         {
             break;
         }
         if call.sp == sp && found != call.return_address {
             return call.return_address;
         }
-        count(Counter::AbandonedCalls, 1);
+        abandon(call);
         thread.depth = depth as u32 - 1;
     }
     found
+}
+
+/// Counts a call that never returned. One that is probed where it returns is expected to throw when it fails.
+#[inline(always)]
+fn abandon(call: &Call) {
+    count(
+        if call.has_exits != 0 {
+            Counter::FailedCalls
+        } else {
+            Counter::AbandonedCalls
+        },
+        1,
+    );
+}
+
+/// Ends the call that returns by an instruction that was reached with this `sp`, if it is one of those that are probed
+/// there; true if it was the outermost.
+#[inline(always)]
+pub fn pop_at_exit(thread: &mut Thread, sp: u64) -> bool {
+    for _ in 0..MAX_NESTED {
+        let depth = thread.depth as usize;
+        if depth == 0 {
+            break;
+        }
+        let call = &thread.calls[masked::<MAX_NESTED>(depth - 1)];
+        // The instruction may be part of another function, or of an inner call.
+        if call.sp > sp || call.sp == sp && call.has_exits == 0 {
+            break;
+        }
+        thread.depth = depth as u32 - 1;
+        if call.sp == sp {
+            return depth == 1;
+        }
+        abandon(call);
+    }
+    false
 }
 
 /// Ends the call that returns with this `sp`; true if it was the outermost.
@@ -63,10 +104,11 @@ pub fn pop(thread: &mut Thread, sp: u64) -> bool {
             break;
         }
         thread.depth = depth as u32 - 1;
-        if thread.calls[masked::<MAX_NESTED>(depth - 1)].sp == slot {
+        let call = &thread.calls[masked::<MAX_NESTED>(depth - 1)];
+        if call.sp == slot {
             return depth == 1;
         }
-        count(Counter::AbandonedCalls, 1);
+        abandon(call);
     }
     count(Counter::UnmatchedReturns, 1);
     false

@@ -17,7 +17,7 @@ use memtrace_ebpf::{
 
 use super::{
     atomic,
-    calls::{drop_abandoned, is_allocators_own, pop, thread_state},
+    calls::{drop_abandoned, is_allocators_own, pop, pop_at_exit, thread_state},
     count, current,
     maps::{self, Call, MAX_NESTED},
     recording, stack,
@@ -27,6 +27,8 @@ use super::{
 const NO_BLOCK: u32 = u32::MAX;
 /// [`entry::NONE`], as [`entry::part`] returns it.
 const NO_REGISTER: u32 = entry::NONE as u32;
+/// [`entry::EXITS`], as [`entry::part`] returns it.
+const EXITS: u32 = entry::EXITS as u32;
 /// `-EEXIST` (`include/uapi/asm-generic/errno-base.h`).
 const EXISTS: i32 = -17;
 
@@ -137,11 +139,52 @@ fn leave(ctx: RetProbeContext) -> u32 {
     if !pop(thread, sp) {
         return 0;
     }
-    let call = &thread.calls[0];
-    let size = call.size;
+    thread.address = settle(space, &thread.calls[0], result);
+    thread.size = thread.calls[0].size;
+    if thread.address == 0 {
+        return 0;
+    }
+    // SAFETY: the kernel passes valid registers.
+    let regs = unsafe { &*ctx.regs };
+    stack::find_and_book(&ctx, regs, stack::From::Caller, control, (space, tid), thread);
+    0
+}
+
+/// Where a function returns that may throw: an exception must not find a return probe's trampoline on the stack.
+#[uprobe]
+fn leave_at_exit(ctx: ProbeContext) -> u32 {
+    let (space, tid) = current();
+    let Some(control) = recording(&ctx, space) else {
+        return 0;
+    };
+    let Some(thread) = maps::THREADS.get_ptr_mut(&tid) else {
+        return 0;
+    };
+    // SAFETY: the element is this thread's, and no other program runs for it meanwhile. The registers are valid.
+    let (thread, regs) = unsafe { (&mut *thread, &*ctx.regs) };
+    if !pop_at_exit(thread, regs.rsp) {
+        return 0;
+    }
+    thread.address = settle(space, &thread.calls[0], regs.rax);
+    thread.size = thread.calls[0].size;
+    if thread.address == 0 {
+        return 0;
+    }
+    let caller = stack::Start {
+        pc: thread.calls[0].return_address,
+        sp: regs.rsp + 8,
+        fp: regs.rbp,
+    };
+    stack::find_from(&ctx, caller, stack::From::Caller, control, (space, tid), thread);
+    0
+}
+
+/// The block that the call returned, or 0 if it returned none; what becomes of the old one is booked.
+#[inline(always)]
+fn settle(space: u32, call: &Call, result: u64) -> u64 {
     let in_place = call.kind == CallKind::InPlace as u32;
     let address = if in_place {
-        if result >= size { call.pointer } else { 0 }
+        if result >= call.size { call.pointer } else { 0 }
     } else if call.kind == CallKind::Memalign as u32 {
         if result == 0 { read_result(call.pointer) } else { 0 }
     } else {
@@ -150,18 +193,10 @@ fn leave(ctx: RetProbeContext) -> u32 {
     if call.old.stack != NO_BLOCK {
         settle_old(space, call, address);
     }
-    if address == 0 {
-        if size != 0 && !in_place {
-            count(Counter::FailedCalls, 1);
-        }
-        return 0;
+    if address == 0 && call.size != 0 && !in_place {
+        count(Counter::FailedCalls, 1);
     }
-    thread.address = address;
-    thread.size = size;
-    // SAFETY: the kernel passes valid registers.
-    let regs = unsafe { &*ctx.regs };
-    stack::find_and_book(&ctx, regs, stack::From::Caller, control, (space, tid), thread);
-    0
+    address
 }
 
 /// Does nothing: at memtrace's sites it shows what the probes alone cost.
@@ -232,9 +267,10 @@ fn enter(ctx: &ProbeContext, kind: u32, size: u64, pointer: u64) -> u32 {
     call.return_address = return_address;
     call.size = size;
     call.pointer = pointer;
-    call.kind = kind;
+    call.kind = kind & !EXITS;
+    call.has_exits = u32::from(kind & EXITS != 0);
     call.old.stack = NO_BLOCK;
-    let takes_old = kind != CallKind::Block as u32 && kind != CallKind::Memalign as u32;
+    let takes_old = call.kind != CallKind::Block as u32 && call.kind != CallKind::Memalign as u32;
     if depth == 0 && takes_old && pointer != 0 {
         let key = BlockKey {
             address: pointer,

@@ -37,8 +37,9 @@ pub struct Call {
     pub old: Block,
     /// A [`memtrace_ebpf::layout::CallKind`].
     pub kind: u32,
-    /// Padding.
-    pub _pad: u32,
+    /// 1 if the return is seen by probes where the function returns. Its return address is left alone, so that an
+    /// exception can pass.
+    pub has_exits: u32,
 }
 
 /// What is kept of a thread between two programs.

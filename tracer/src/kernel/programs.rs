@@ -170,6 +170,10 @@ impl Programs {
         if !site.inner.is_empty() {
             return self.attach_inner(site, file, anchor, floor);
         }
+        for point in &site.exits {
+            let exit = if floor { "floor" } else { "leave_at_exit" };
+            self.attach(exit, point.file_offset, None, file, anchor)?;
+        }
         let (entry, cookie) = if floor {
             ("floor", None)
         } else {
@@ -328,6 +332,9 @@ impl Programs {
 
 /// The program for a function's entry, and its cookie.
 fn entry_program(site: &Site) -> (&'static str, Option<u64>) {
+    if site.is_probed_at_exits() {
+        return ("enter_described", Some(entry_cookie(site)));
+    }
     let name = match (site.shape, site.moved) {
         (Shape::Free, _) => "enter_free",
         (Shape::Delete, _) => "enter_delete",
@@ -358,7 +365,12 @@ fn entry_cookie(site: &Site) -> u64 {
     let places = site.places();
     let [size, count, pointer] =
         [places.size, places.count, places.pointer].map(|register| register.unwrap_or(entry::NONE));
-    entry::cookie(kind, size, count, pointer)
+    let exits = if site.is_probed_at_exits() {
+        entry::EXITS
+    } else {
+        0
+    };
+    entry::cookie(kind, exits, size, count, pointer)
 }
 
 fn inner_program(role: InnerRole) -> &'static str {

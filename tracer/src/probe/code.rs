@@ -65,6 +65,12 @@ pub(super) fn direct_target(instruction: &Instruction) -> Option<u64> {
     near.then(|| instruction.near_branch_target())
 }
 
+/// The address of what an indirect call or jump reads its target from, if that is fixed.
+pub(super) fn fixed_slot(instruction: &Instruction) -> Option<u64> {
+    let fixed = instruction.op0_kind() == OpKind::Memory && instruction.is_ip_rel_memory_operand();
+    fixed.then(|| instruction.ip_rel_memory_address())
+}
+
 /// Whether control may leave the straight line at this instruction.
 pub(super) fn ends_straight_line(instruction: &Instruction) -> bool {
     instruction.flow_control() != FlowControl::Next

@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, OpKind};
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory};
 use object::ReadRef;
 
 use super::Site;
-use super::code::{Code, direct_target};
+use super::code::{Code, direct_target, fixed_slot};
+use super::exits::Imports;
 use super::function::Shape;
 use super::image::Image;
 use super::names::{Family, is_plain_allocation};
@@ -31,7 +32,7 @@ pub(super) struct Forwarding<'i, 'd, R: ReadRef<'d>> {
     /// The same by name, for calls through the PLT.
     addresses: HashMap<String, u64>,
     /// Names of imported functions by the address of their slot.
-    imports: HashMap<u64, String>,
+    imports: &'i Imports,
 }
 
 /// What a jump or a call leads to.
@@ -44,7 +45,7 @@ enum Target {
 
 impl<'i, 'd, R: ReadRef<'d>> Forwarding<'i, 'd, R> {
     /// For all planned sites of an image.
-    pub fn new(image: &'i Image<'d, R>, sites: &[Site]) -> Self {
+    pub fn new(image: &'i Image<'d, R>, sites: &[Site], imports: &'i Imports) -> Self {
         let names = sites.iter().flat_map(|site| {
             let address = site.function_address();
             site.names.iter().map(move |(name, _)| (name.clone(), address))
@@ -56,7 +57,7 @@ impl<'i, 'd, R: ReadRef<'d>> Forwarding<'i, 'd, R> {
                 .map(|site| (site.function_address(), site.shape))
                 .collect(),
             addresses: names.collect(),
-            imports: image.imports(),
+            imports,
         }
     }
 
@@ -176,8 +177,8 @@ impl<'i, 'd, R: ReadRef<'d>> Forwarding<'i, 'd, R> {
     fn target(&self, instruction: &Instruction) -> Option<Target> {
         let slot = match direct_target(instruction) {
             Some(target) if self.shapes.contains_key(&target) => return Some(Target::Planned(target)),
-            Some(target) => self.slot_of_stub(target)?,
-            None => slot(instruction)?,
+            Some(target) => self.image.slot_of_stub(target)?,
+            None => fixed_slot(instruction)?,
         };
         let name = self.imports.get(&slot)?;
         match self.addresses.get(name) {
@@ -185,23 +186,6 @@ impl<'i, 'd, R: ReadRef<'d>> Forwarding<'i, 'd, R> {
             None => is_plain_allocation(name).then_some(Target::Imported),
         }
     }
-
-    /// The slot that a stub of the PLT jumps through.
-    fn slot_of_stub(&self, address: u64) -> Option<u64> {
-        let segment = self.image.segment(address)?;
-        let mut instructions = segment.instructions_from(address)?;
-        let mut first = instructions.next()?;
-        if first.mnemonic() == iced_x86::Mnemonic::Endbr64 {
-            first = instructions.next()?;
-        }
-        (first.flow_control() == FlowControl::IndirectBranch).then(|| slot(&first))?
-    }
-}
-
-/// The slot that an indirect call or jump goes through, if it has a fixed address.
-fn slot(instruction: &Instruction) -> Option<u64> {
-    let fixed = instruction.op0_kind() == OpKind::Memory && instruction.is_ip_rel_memory_operand();
-    fixed.then(|| instruction.ip_rel_memory_address())
 }
 
 /// Where the chain from `first` on ends: `Some(None)` in another image, `None` if nothing follows `first`.

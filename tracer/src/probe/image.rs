@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
+use iced_x86::{FlowControl, Mnemonic};
 use object::elf::{
     EM_X86_64, ET_DYN, ET_EXEC, GNU_PROPERTY_X86_FEATURE_1_AND, GNU_PROPERTY_X86_FEATURE_1_SHSTK, PF_W, PF_X,
     PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64, SHN_LORESERVE, SHN_UNDEF, SHN_XINDEX, STB_LOCAL,
@@ -13,7 +14,7 @@ use object::{
     LittleEndian, Object, ObjectSection, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationTarget,
 };
 
-use super::code::Code;
+use super::code::{Code, fixed_slot};
 use super::error::{PlanError, Refusal};
 use super::frames::{Frames, eh_frame_address};
 use super::function::Shape;
@@ -35,6 +36,8 @@ pub(super) struct Definition {
     pub address: u64,
     /// `st_size`, 0 when unknown.
     pub size: u64,
+    /// Whether an exception may pass it.
+    pub throws: bool,
 }
 
 /// What the symbol tables say about the allocation functions.
@@ -224,6 +227,25 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
         named.collect()
     }
 
+    /// The slot that the code at this address jumps through, if it is a stub of the PLT.
+    pub fn slot_of_stub(&self, address: u64) -> Option<u64> {
+        let segment = self.segment(address)?;
+        let mut instructions = segment.instructions_from(address)?;
+        let mut first = instructions.next()?;
+        if first.mnemonic() == Mnemonic::Endbr64 {
+            first = instructions.next()?;
+        }
+        (first.flow_control() == FlowControl::IndirectBranch).then(|| fixed_slot(&first))?
+    }
+
+    /// The address of a function that the image defines.
+    pub fn address_of(&self, name: &str) -> Option<u64> {
+        let mut symbols = self.defined_symbols();
+        let (_, symbol) =
+            symbols.find(|(known, symbol)| *known == name.as_bytes() && symbol.st_type() == STT_FUNC)?;
+        Some(symbol.st_value(ENDIAN))
+    }
+
     fn symbol_tables(&self) -> [&SymbolTable<'d, object::elf::FileHeader64<LittleEndian>, R>; 2] {
         [self.file.elf_dynamic_symbol_table(), self.file.elf_symbol_table()]
     }
@@ -383,6 +405,7 @@ impl Definitions {
             names: Vec::new(),
             address: candidate.address(),
             size,
+            throws: false,
         };
         let known = self.found.entry(new.address).or_insert(new);
         if !known.shape.agrees_with(shape) {
@@ -391,6 +414,7 @@ impl Definitions {
             return self.refuse(candidate, refusal);
         }
         known.shape = known.shape.min(shape);
+        known.throws |= candidate.known.throws(candidate.name);
         known.size = if known.size == 0 { size } else { known.size };
         if !known.names.iter().any(|(name, _)| name == candidate.name) {
             let name = (candidate.name.to_owned(), candidate.known.family.clone());

@@ -18,6 +18,7 @@
 
 mod code;
 mod error;
+mod exits;
 mod forward;
 mod frames;
 mod function;
@@ -42,6 +43,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use error::Refusal;
+use exits::Exits;
 use forward::Forwarding;
 use iced_x86::Register;
 use image::{Definition, Image};
@@ -86,6 +88,9 @@ pub struct Site {
     /// instruction as `entry`, so that one trap serves both; `None` for functions
     /// that free.
     pub returns: Option<ProbePoint>,
+    /// Where the function returns, if an exception may pass it: these replace `returns`, see `exits`. What several
+    /// functions share is listed at one of them.
+    pub exits: Vec<ProbePoint>,
     /// Sites inside the function that replace both `entry` and `returns`; empty unless the build is known.
     pub inner: Vec<InnerPoint>,
     /// One sentence for `--verbose`.
@@ -97,6 +102,11 @@ impl Site {
     pub fn places(&self) -> Arguments<u8> {
         self.moved
             .unwrap_or_else(|| self.shape.arguments().map(ArgumentRegister::number))
+    }
+
+    /// Whether the function's return is seen by probes at `exits`, of this site and others, and not by a return probe.
+    pub fn is_probed_at_exits(&self) -> bool {
+        !self.shape.is_free() && self.returns.is_none()
     }
 
     /// Where the function begins (virtual address as the ELF file counts).
@@ -183,6 +193,7 @@ pub fn plan_with_prefixes<'d, R: ReadRef<'d>>(
     for (name, _, refusal) in &definitions.refused {
         plan.notes.push(format!("{name} is not probed: {refusal}"));
     }
+    let imports = image.imports();
     let mut sites = Vec::new();
     for definition in definitions.found.values() {
         match plan_site(&image, definition, live) {
@@ -192,7 +203,24 @@ pub fn plan_with_prefixes<'d, R: ReadRef<'d>>(
                 .push(format!("{} is not probed: {refusal}", display_name(definition))),
         }
     }
-    plan.sites = Forwarding::new(&image, &sites).apply(sites);
+    let sites = Forwarding::new(&image, &sites, &imports).apply(sites);
+    let mut exits = Exits::new(&image, &imports, live);
+    for mut site in sites {
+        let throws = definitions
+            .found
+            .get(&site.range.start)
+            .is_some_and(|known| known.throws);
+        let planned = if throws { exits.plan(&mut site) } else { Ok(()) };
+        match planned {
+            Ok(()) => plan.sites.push(site),
+            Err(refusal) => {
+                let names = site.names.iter().map(|(name, _)| name.as_str());
+                let names: Vec<_> = names.collect();
+                plan.notes
+                    .push(format!("{} is not probed: {refusal}", names.join(", ")));
+            }
+        }
+    }
     for site in plan.sites.iter_mut().filter(|site| !site.serves.is_empty()) {
         let more = format!("; sees also the calls of {}", site.serves.join(", "));
         site.why.push_str(&more);
@@ -255,6 +283,7 @@ fn plan_site<'d, R: ReadRef<'d>>(
         entry,
         moved: moved(shape, choice.arguments),
         returns,
+        exits: Vec::new(),
         inner,
         why,
     })

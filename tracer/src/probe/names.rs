@@ -229,17 +229,11 @@ static KNOWN: LazyLock<HashMap<String, Known>> = LazyLock::new(|| {
             );
         }
     }
-    let heaps = MIMALLOC_HEAP.iter();
-    for (name, shape) in
-        heaps.flat_map(|(name, shape)| ["heap", "theap"].map(|heap| (format!("{heap}_{name}"), shape)))
-    {
-        add(
-            &mut known,
-            first,
-            format!("mi_heap_{name}"),
-            *shape,
-            Family::MiHeap,
-        );
+    for heap in ["heap", "theap"] {
+        for (name, shape) in MIMALLOC_HEAP {
+            let name = format!("mi_{heap}_{name}");
+            add(&mut known, first, name, *shape, Family::MiHeap);
+        }
     }
     known
 });
@@ -333,6 +327,12 @@ pub(super) fn is_plain_allocation(name: &str) -> bool {
 }
 
 impl Known {
+    /// Whether the function of this name tells by an exception that there is no memory.
+    pub fn throws(&self, name: &str) -> bool {
+        let is_new = self.family == Family::Operators || name.contains("_new");
+        is_new && !self.shape.is_free() && !name.contains("nothrow")
+    }
+
     /// Whether only the right function can have this name, even one that no other file can see.
     pub fn is_unmistakable(&self) -> bool {
         self.family.prefix() != Some("")

@@ -80,7 +80,13 @@ fn check_sites(path: &str) {
             "{}",
             site.why
         );
-        assert_eq!(site.returns.is_none(), site.shape.is_free());
+        let seen_elsewhere = site.shape.is_free() || site.is_probed_at_exits();
+        assert_eq!(site.returns.is_none(), seen_elsewhere);
+        assert!(
+            site.exits.iter().all(|exit| exit.instruction == "ret"),
+            "{}",
+            site.why
+        );
         assert!(site.returns.as_ref().is_none_or(|returns| returns == entry));
     }
     for note in &plan.notes {
@@ -92,6 +98,31 @@ fn check_sites(path: &str) {
 fn every_site_is_an_instruction_that_the_kernel_treats_as_planned() {
     for path in [LIBC, JEMALLOC, TCMALLOC, MIMALLOC, MUSL, LOADER, LIBSTDCXX] {
         check_sites(path);
+    }
+}
+
+/// An exception that passes a function with a return probe ends the process.
+#[test]
+fn functions_that_throw_have_no_return_probe() {
+    for path in [JEMALLOC, TCMALLOC, MIMALLOC] {
+        let Some((_, plan)) = plan_file(path) else {
+            continue;
+        };
+        let throws = |name: &str| name.starts_with("_Zn") && !name.contains("nothrow");
+        let site = plan.sites.iter().find(|site| throws(&site.symbol));
+        let site = site.unwrap_or_else(|| panic!("{path}: no operator new: {:?}", plan.notes));
+        assert!(
+            site.is_probed_at_exits() && !site.exits.is_empty(),
+            "{path}: {}",
+            site.why
+        );
+        for site in &plan.sites {
+            assert!(
+                !(throws(&site.symbol) && site.returns.is_some()),
+                "{path}: {}",
+                site.why
+            );
+        }
     }
 }
 
