@@ -36,6 +36,12 @@ impl Build {
         Self::new("c++", name, format!("{name}.cpp"))
     }
 
+    /// The same with another compiler, such as `musl-gcc`.
+    pub fn compiler(mut self, compiler: &'static str) -> Self {
+        self.compiler = compiler;
+        self
+    }
+
     fn new(compiler: &'static str, name: &str, source: String) -> Self {
         let flags = ["-O2", "-g", "-Wall", "-Wextra", "-pthread"]
             .map(OsString::from)
@@ -116,6 +122,34 @@ impl Build {
         }
         Ok(hasher.finish())
     }
+}
+
+/// The Rust program from `tests/targets/rust_allocators/`, with the global allocator that the feature names.
+///
+/// Cargo builds it, with the C code of the allocator, if `cargo xtask test` has not done so before: minutes, the first time.
+pub fn rust_allocators(feature: &str) -> Result<PathBuf> {
+    let directory = profile_directory()?;
+    let directory = directory.parent().context("the build directory is the root")?;
+    let directory = directory.join("rust-allocators").join(feature);
+    let mut command = Command::new("cargo");
+    command
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--release",
+            "--features",
+            feature,
+            "--manifest-path",
+        ])
+        .arg(target_sources().join("rust_allocators/Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&directory);
+    let output = command.output().context("running cargo")?;
+    if !output.status.success() {
+        bail!("{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(directory.join("release/rust_allocators"))
 }
 
 /// Where the sources of the targets are.

@@ -28,11 +28,15 @@ pub struct GroundTruth {
 impl GroundTruth {
     /// Starts it and waits until its threads are parked.
     pub fn start(program: &Path, threads: u32, slots: u32) -> Result<Self> {
-        let mut child = Child::spawn(
-            Command::new(program)
-                .arg(threads.to_string())
-                .arg(slots.to_string()),
-        )?;
+        Self::start_preloaded(program, None, threads, slots)
+    }
+
+    /// As [`Self::start`], with a library before all others.
+    pub fn start_preloaded(program: &Path, library: Option<&Path>, threads: u32, slots: u32) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.arg(threads.to_string()).arg(slots.to_string());
+        command.envs(library.map(|library| ("LD_PRELOAD", library)));
+        let mut child = Child::spawn(&mut command)?;
         child.stdout.expect("ready ", PATIENCE)?;
         Ok(Self { child })
     }

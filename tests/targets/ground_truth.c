@@ -21,6 +21,10 @@
  * The books are lines `SITE ALLOC_OBJECTS ALLOC_BYTES INUSE_OBJECTS INUSE_BYTES`, then `end OPERATIONS`.
  * Before the first command it prints `ready PID`. At that time each thread already holds blocks
  * that no site accounts for; they are freed and reallocated along the way like all others.
+ *
+ * Built with -DWITHOUT_PVALLOC it has no sites for pvalloc, which not every allocator has; with
+ * -DWITHOUT_STRNDUP none for strndup, whose stack ends in a C library without unwind tables; with
+ * -DALLOCATOR_PREFIX=my_ it allocates with my_malloc and so on, of private_allocator.h.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -33,6 +37,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#ifdef ALLOCATOR_PREFIX
+#include "private_allocator.h"
+#endif
 
 #define NOINLINE __attribute__((noinline, noclone))
 #define ARRAY_LENGTH(array) (sizeof(array) / sizeof((array)[0]))
@@ -94,8 +102,12 @@ EIGHT_SITES(reallocarray, reallocarray(r->old, r->count, r->unit))
 EIGHT_SITES(aligned_alloc, aligned_alloc(r->alignment, r->size))
 EIGHT_SITES(memalign, memalign(r->alignment, r->size))
 EIGHT_SITES(valloc, valloc(r->size))
+#ifndef WITHOUT_PVALLOC
 EIGHT_SITES(pvalloc, pvalloc(r->size))
+#endif
+#ifndef WITHOUT_STRNDUP
 EIGHT_SITES(strndup, strndup(text, r->size - 1))
+#endif
 
 #define POSIX_SITE(number)                                                          \
     NOINLINE static void *site_posix_memalign_##number(const struct request *r)     \
@@ -132,8 +144,12 @@ static const struct site {
     EIGHT_ENTRIES(ALIGNED_ALLOC, aligned_alloc)
     EIGHT_ENTRIES(MEMALIGN, memalign)
     EIGHT_ENTRIES(VALLOC, valloc)
+#ifndef WITHOUT_PVALLOC
     EIGHT_ENTRIES(PVALLOC, pvalloc)
+#endif
+#ifndef WITHOUT_STRNDUP
     EIGHT_ENTRIES(STRNDUP, strndup)
+#endif
 };
 
 _Static_assert(ARRAY_LENGTH(sites) <= SITES_MAX, "room in the books for every site");

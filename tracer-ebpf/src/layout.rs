@@ -320,6 +320,47 @@ impl NoticeKind {
     ];
 }
 
+/// What a call of an allocating function returns, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum CallKind {
+    /// The block, or null.
+    Block = 0,
+    /// The block, or null if the old one stays.
+    Realloc = 1,
+    /// The block, or null if there is none and the old one is freed.
+    Reallocf = 2,
+    /// An error code; the block is stored through a pointer.
+    Memalign = 3,
+    /// The size that the block has now; it stays where it is.
+    InPlace = 4,
+}
+
+/// What the cookie of a probe at an allocating function says, when its arguments are not where they usually are.
+///
+/// From the lowest byte on: a [`CallKind`] and perhaps [`entry::EXITS`], then the registers that hold the size, the number of elements, and the old
+/// block or the place of the result; by their number in an instruction's encoding.
+pub mod entry {
+    use super::CallKind;
+
+    /// In place of a register: there is no such argument.
+    pub const NONE: u8 = 0xff;
+
+    /// With the kind: the call's return is seen by probes where it returns, not by a return probe.
+    pub const EXITS: u8 = 0x80;
+
+    /// The cookie; `exits` is 0 or [`EXITS`].
+    pub const fn cookie(kind: CallKind, exits: u8, size: u8, count: u8, pointer: u8) -> u64 {
+        u32::from_le_bytes([kind as u8 | exits, size, count, pointer]) as u64
+    }
+
+    /// A byte of the cookie: 0 the kind, 1 the size, 2 the number of elements, 3 the pointer.
+    #[inline(always)]
+    pub const fn part(cookie: u64, index: u32) -> u32 {
+        (cookie >> (8 * index)) as u32 & 0xff
+    }
+}
+
 /// What the cookie of a probe inside `malloc` says.
 pub mod inner {
     /// The bits that hold the distance from the stack pointer to the slot of the return address (bytes).

@@ -82,6 +82,11 @@ pub struct Arguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
     pub max_live: Option<u32>,
 
+    /// A private allocator's functions are malloc, calloc, realloc, free and so on with this before their names; for several
+    /// allocators, give it several times.
+    #[arg(long, value_name = "PREFIX", value_parser = parse_prefix)]
+    pub allocator_prefix: Vec<String>,
+
     /// No status line and no report: only the line that says that the probes are live, errors, and the profiles.
     #[arg(long, short, conflicts_with = "verbose")]
     pub quiet: bool,
@@ -159,6 +164,19 @@ fn parse_distance(text: &str) -> Result<NonZeroU64, String> {
     NonZeroU64::new(size)
         .filter(|size| size.get() <= MAX_DISTANCE)
         .ok_or_else(|| format!("`{text}` is not between 1 byte and 1G"))
+}
+
+/// Accepts what a C name can begin with.
+fn parse_prefix(text: &str) -> Result<String, String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '$' || c == '.';
+    let begins_well = text.starts_with(|c: char| !c.is_ascii_digit());
+    if begins_well && text.chars().all(is_name) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "`{text}` cannot begin a function's name; write for example my_"
+        ))
+    }
 }
 
 /// Parses `90`, `90s`, `1m30s`, `2h`, `500ms`.

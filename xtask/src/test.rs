@@ -53,6 +53,17 @@ pub fn test(filter: Option<&str>) -> Result<ExitCode> {
         "memtrace and its eBPF programs",
         &["build", "--package", "memtrace", "--bins"],
     )?;
+    // Targets with allocators in C: minutes the first time, and a test that builds them itself would seem to hang.
+    for allocator in ["jemalloc", "mimalloc"] {
+        let directory = workspace::target().join("rust-allocators").join(allocator);
+        let directory = directory
+            .to_str()
+            .context("the path of the build directory is no text")?;
+        let mut build = vec!["build", "--release", "--locked", "--features", allocator];
+        build.extend(["--manifest-path", "tests/targets/rust_allocators/Cargo.toml"]);
+        build.extend(["--target-dir", directory]);
+        tally.check(&format!("a Rust program with {allocator}"), &build)?;
+    }
     tally.tests(
         "unit tests",
         &["--workspace", "--exclude", "memtrace-tests"],

@@ -5,7 +5,7 @@ use memtrace_ebpf::{bound::masked, layout::Counter};
 
 use super::{
     count,
-    maps::{self, MAX_NESTED, Thread},
+    maps::{self, Call, MAX_NESTED, Thread},
 };
 
 /// The state of the current thread, made if it is new.
@@ -45,19 +45,60 @@ pub fn drop_abandoned(thread: &mut Thread, space: u32, sp: u64, found: u64) -> u
             break;
         }
         let call = &thread.calls[masked::<MAX_NESTED>(depth - 1)];
+        let expected = if call.has_exits != 0 {
+            call.return_address
+        } else {
+            trampoline
+        };
         // SAFETY: the helper checks the address.
         if call.sp > sp
-            && (trampoline == 0 || unsafe { bpf_probe_read_user(call.sp as *const u64) } == Ok(trampoline))
+            && (expected == 0 || unsafe { bpf_probe_read_user(call.sp as *const u64) } == Ok(expected))
         {
             break;
         }
         if call.sp == sp && found != call.return_address {
             return call.return_address;
         }
-        count(Counter::AbandonedCalls, 1);
+        abandon(call);
         thread.depth = depth as u32 - 1;
     }
     found
+}
+
+/// Counts a call that never returned. One that is probed where it returns is expected to throw when it fails.
+#[inline(always)]
+fn abandon(call: &Call) {
+    count(
+        if call.has_exits != 0 {
+            Counter::FailedCalls
+        } else {
+            Counter::AbandonedCalls
+        },
+        1,
+    );
+}
+
+/// Ends the call that returns by an instruction that was reached with this `sp`, if it is one of those that are probed
+/// there; true if it was the outermost.
+#[inline(always)]
+pub fn pop_at_exit(thread: &mut Thread, sp: u64) -> bool {
+    for _ in 0..MAX_NESTED {
+        let depth = thread.depth as usize;
+        if depth == 0 {
+            break;
+        }
+        let call = &thread.calls[masked::<MAX_NESTED>(depth - 1)];
+        // The instruction may be part of another function, or of an inner call.
+        if call.sp > sp || call.sp == sp && call.has_exits == 0 {
+            break;
+        }
+        thread.depth = depth as u32 - 1;
+        if call.sp == sp {
+            return depth == 1;
+        }
+        abandon(call);
+    }
+    false
 }
 
 /// Ends the call that returns with this `sp`; true if it was the outermost.
@@ -70,21 +111,31 @@ pub fn pop(thread: &mut Thread, sp: u64) -> bool {
             break;
         }
         thread.depth = depth as u32 - 1;
-        if thread.calls[masked::<MAX_NESTED>(depth - 1)].sp == slot {
+        let call = &thread.calls[masked::<MAX_NESTED>(depth - 1)];
+        if call.sp == slot {
             return depth == 1;
         }
-        count(Counter::AbandonedCalls, 1);
+        abandon(call);
     }
     count(Counter::UnmatchedReturns, 1);
     false
 }
 
-/// Whether the current thread is in a call: what it frees there is the allocator's own.
+/// Whether a free that matches no block is the allocator's own affair: the current thread is in a call, or the address
+/// is the one that it just passed to another function that frees, which calls this one.
 #[inline(always)]
-pub fn inside_allocator(tid: u32) -> bool {
-    match maps::THREADS.get_ptr(&tid) {
-        // SAFETY: the pointer is to a map's element.
-        Some(thread) => unsafe { (*thread).depth != 0 },
-        None => false,
+pub fn is_allocators_own(tid: u32, address: u64) -> bool {
+    let Some(thread) = maps::THREADS.get_ptr_mut(&tid) else {
+        return false;
+    };
+    // SAFETY: the element is this thread's, and no other program runs for it meanwhile.
+    let thread = unsafe { &mut *thread };
+    if thread.depth != 0 {
+        return true;
     }
+    if thread.freed != address {
+        return false;
+    }
+    thread.freed = 0;
+    true
 }

@@ -4,19 +4,20 @@
 //! free it: so the books never hold a block twice.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::{bpf_ktime_get_ns, bpf_probe_read_user},
+    EbpfContext as _,
+    bindings::{BPF_ANY, BPF_NOEXIST, pt_regs},
+    helpers::{bpf_get_attach_cookie, bpf_ktime_get_ns, bpf_probe_read_user},
     macros::{uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
 use memtrace_ebpf::{
     bound::{masked, opaque},
-    layout::{Block, BlockKey, Counter, TICK_SHIFT},
+    layout::{Block, BlockKey, CallKind, Control, Counter, TICK_SHIFT, entry},
 };
 
 use super::{
     atomic,
-    calls::{drop_abandoned, inside_allocator, pop, thread_state},
+    calls::{drop_abandoned, is_allocators_own, pop, pop_at_exit, thread_state},
     count, current, inherit,
     maps::{self, Call, MAX_NESTED},
     process, recording,
@@ -26,27 +27,19 @@ use super::{
 
 /// [`Block::stack`] of a block that is not there.
 const NO_BLOCK: u32 = u32::MAX;
+/// [`entry::NONE`], as [`entry::part`] returns it.
+const NO_REGISTER: u32 = entry::NONE as u32;
+/// [`entry::EXITS`], as [`entry::part`] returns it.
+const EXITS: u32 = entry::EXITS as u32;
 /// `-EEXIST` (`include/uapi/asm-generic/errno-base.h`).
 const EXISTS: i32 = -17;
-
-/// What a call returns, and how.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Kind {
-    /// The block, or null.
-    Block = 0,
-    /// The block, or null if the old one stays.
-    Realloc = 1,
-    /// An error code; the block is stored through a pointer.
-    Memalign = 2,
-}
 
 /// `malloc(size)`, `valloc(size)`, `pvalloc(size)`.
 #[uprobe]
 fn enter_malloc(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
     let size = unsafe { (*ctx.regs).rdi };
-    enter(&ctx, Kind::Block, size, 0)
+    enter(&ctx, CallKind::Block as u32, size, 0)
 }
 
 /// `calloc(count, size)`.
@@ -54,7 +47,7 @@ fn enter_malloc(ctx: ProbeContext) -> u32 {
 fn enter_calloc(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
     let size = unsafe { product((*ctx.regs).rdi, (*ctx.regs).rsi) };
-    enter(&ctx, Kind::Block, size, 0)
+    enter(&ctx, CallKind::Block as u32, size, 0)
 }
 
 /// `memalign(alignment, size)`, `aligned_alloc(alignment, size)`.
@@ -62,7 +55,7 @@ fn enter_calloc(ctx: ProbeContext) -> u32 {
 fn enter_memalign(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
     let size = unsafe { (*ctx.regs).rsi };
-    enter(&ctx, Kind::Block, size, 0)
+    enter(&ctx, CallKind::Block as u32, size, 0)
 }
 
 /// `posix_memalign(result, alignment, size)`.
@@ -70,7 +63,7 @@ fn enter_memalign(ctx: ProbeContext) -> u32 {
 fn enter_posix_memalign(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
     let (result, size) = unsafe { ((*ctx.regs).rdi, (*ctx.regs).rdx) };
-    enter(&ctx, Kind::Memalign, size, result)
+    enter(&ctx, CallKind::Memalign as u32, size, result)
 }
 
 /// `realloc(block, size)`.
@@ -78,7 +71,7 @@ fn enter_posix_memalign(ctx: ProbeContext) -> u32 {
 fn enter_realloc(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
     let (block, size) = unsafe { ((*ctx.regs).rdi, (*ctx.regs).rsi) };
-    enter(&ctx, Kind::Realloc, size, block)
+    enter(&ctx, CallKind::Realloc as u32, size, block)
 }
 
 /// `reallocarray(block, count, size)`.
@@ -86,7 +79,21 @@ fn enter_realloc(ctx: ProbeContext) -> u32 {
 fn enter_reallocarray(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
     let (block, size) = unsafe { ((*ctx.regs).rdi, product((*ctx.regs).rsi, (*ctx.regs).rdx)) };
-    enter(&ctx, Kind::Realloc, size, block)
+    enter(&ctx, CallKind::Realloc as u32, size, block)
+}
+
+/// An allocating function whose arguments are where the probe's cookie says.
+#[uprobe]
+fn enter_described(ctx: ProbeContext) -> u32 {
+    // SAFETY: the context and the registers are those that the kernel passed to this program.
+    let (cookie, regs) = unsafe { (bpf_get_attach_cookie(ctx.as_ptr()), &*ctx.regs) };
+    let kind = entry::part(cookie, 0);
+    let size = register(regs, entry::part(cookie, 1));
+    let size = match entry::part(cookie, 2) {
+        NO_REGISTER => size,
+        number => product(register(regs, number), size),
+    };
+    enter(&ctx, kind, size, register(regs, entry::part(cookie, 3)))
 }
 
 /// `free(block)`.
@@ -98,21 +105,22 @@ fn enter_free(ctx: ProbeContext) -> u32 {
     let Some(control) = recording(&ctx, space).filter(|_| address != 0) else {
         return 0;
     };
-    let key = BlockKey {
-        address,
-        space,
-        _pad: 0,
+    release(control, space, tid, address);
+    0
+}
+
+/// `operator delete(block, …)`, `sdallocx(block, …)`: as [`enter_free`], which it may call.
+#[uprobe]
+fn enter_delete(ctx: ProbeContext) -> u32 {
+    // SAFETY: the kernel passes valid registers.
+    let address = unsafe { (*ctx.regs).rdi };
+    let (space, tid) = current();
+    let Some(control) = recording(&ctx, space).filter(|_| address != 0) else {
+        return 0;
     };
-    if control.follow != 0 {
-        inherit::keep_for_children(&key);
-    }
-    if let Some(block) = take(&key) {
-        book_free(&block);
-    } else if control.selective == 0
-        && !inside_allocator(tid)
-        && !(control.follow != 0 && inherit::free(space, address))
-    {
-        count(Counter::UnmatchedFrees, 1);
+    release(control, space, tid, address);
+    if let Some(thread) = thread_state(tid) {
+        thread.freed = address;
     }
     0
 }
@@ -133,31 +141,67 @@ fn leave(ctx: RetProbeContext) -> u32 {
     if !pop(thread, sp) {
         return 0;
     }
-    let call = &thread.calls[0];
-    let size = call.size;
-    let address = if call.kind == Kind::Memalign as u32 {
-        if result == 0 { read_result(call.pointer) } else { 0 }
-    } else {
-        result
-    };
-    if call.kind == Kind::Realloc as u32 && call.old.stack != NO_BLOCK {
-        settle_old(space, call, address);
-    }
-    if address == 0 {
-        if size != 0 {
-            count(Counter::FailedCalls, 1);
-        }
+    thread.address = settle(space, &thread.calls[0], result);
+    thread.size = thread.calls[0].size;
+    if thread.address == 0 {
         return 0;
     }
-    if !is_chosen(control, size) {
+    if !is_chosen(control, thread.size) {
         return 0;
     }
-    thread.address = address;
-    thread.size = size;
     // SAFETY: the kernel passes valid registers.
     let regs = unsafe { &*ctx.regs };
     stack::find_and_book(&ctx, regs, stack::From::Caller, control, (space, tid), thread);
     0
+}
+
+/// Where a function returns that may throw: an exception must not find a return probe's trampoline on the stack.
+#[uprobe]
+fn leave_at_exit(ctx: ProbeContext) -> u32 {
+    let (space, tid) = current();
+    let Some(control) = recording(&ctx, space) else {
+        return 0;
+    };
+    let Some(thread) = maps::THREADS.get_ptr_mut(&tid) else {
+        return 0;
+    };
+    // SAFETY: the element is this thread's, and no other program runs for it meanwhile. The registers are valid.
+    let (thread, regs) = unsafe { (&mut *thread, &*ctx.regs) };
+    if !pop_at_exit(thread, regs.rsp) {
+        return 0;
+    }
+    thread.address = settle(space, &thread.calls[0], regs.rax);
+    thread.size = thread.calls[0].size;
+    if thread.address == 0 {
+        return 0;
+    }
+    let caller = stack::Start {
+        pc: thread.calls[0].return_address,
+        sp: regs.rsp + 8,
+        fp: regs.rbp,
+    };
+    stack::find_from(&ctx, caller, stack::From::Caller, control, (space, tid), thread);
+    0
+}
+
+/// The block that the call returned, or 0 if it returned none; what becomes of the old one is booked.
+#[inline(always)]
+fn settle(space: u32, call: &Call, result: u64) -> u64 {
+    let in_place = call.kind == CallKind::InPlace as u32;
+    let address = if in_place {
+        if result >= call.size { call.pointer } else { 0 }
+    } else if call.kind == CallKind::Memalign as u32 {
+        if result == 0 { read_result(call.pointer) } else { 0 }
+    } else {
+        result
+    };
+    if call.old.stack != NO_BLOCK {
+        settle_old(space, call, address);
+    }
+    if address == 0 && call.size != 0 && !in_place {
+        count(Counter::FailedCalls, 1);
+    }
+    address
 }
 
 /// Does nothing: at memtrace's sites it shows what the probes alone cost.
@@ -183,9 +227,27 @@ fn product(count: u64, size: u64) -> u64 {
     }
 }
 
+/// A register by its number in an instruction's encoding; 0 if there is none.
+#[inline(always)]
+fn register(regs: &pt_regs, number: u32) -> u64 {
+    let registers = [
+        regs.rax, regs.rcx, regs.rdx, regs.rbx, 0, regs.rbp, regs.rsi, regs.rdi, regs.r8, regs.r9, regs.r10,
+        regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+    ];
+    let mut found = 0;
+    for (index, value) in registers.into_iter().enumerate() {
+        // The verifier allows reads at constant offsets only: LLVM must not turn this into a read at a computed one.
+        let value = opaque(value);
+        if index as u32 == number {
+            found = value;
+        }
+    }
+    found
+}
+
 /// Notes a call that was entered.
 #[inline(always)]
-fn enter(ctx: &ProbeContext, kind: Kind, size: u64, pointer: u64) -> u32 {
+fn enter(ctx: &ProbeContext, kind: u32, size: u64, pointer: u64) -> u32 {
     let (space, tid) = current();
     let Some(control) = recording(ctx, space) else {
         return 0;
@@ -210,9 +272,11 @@ fn enter(ctx: &ProbeContext, kind: Kind, size: u64, pointer: u64) -> u32 {
     call.return_address = return_address;
     call.size = size;
     call.pointer = pointer;
-    call.kind = kind as u32;
+    call.kind = kind & !EXITS;
+    call.has_exits = u32::from(kind & EXITS != 0);
     call.old.stack = NO_BLOCK;
-    if depth == 0 && kind as u32 == Kind::Realloc as u32 && pointer != 0 {
+    let takes_old = call.kind != CallKind::Block as u32 && call.kind != CallKind::Memalign as u32;
+    if depth == 0 && takes_old && pointer != 0 {
         let key = BlockKey {
             address: pointer,
             space,
@@ -249,7 +313,7 @@ fn read_result(pointer: u64) -> u64 {
 /// The old block of a `realloc`: freed if it moved or was asked to vanish, else still there.
 #[inline(always)]
 fn settle_old(space: u32, call: &Call, address: u64) {
-    if address != 0 || call.size == 0 {
+    if address != 0 || call.size == 0 || call.kind == CallKind::Reallocf as u32 {
         return book_free(&call.old);
     }
     let key = BlockKey {
@@ -261,6 +325,27 @@ fn settle_old(space: u32, call: &Call, address: u64) {
         // The room it had was taken meanwhile. It lives on unrecorded, so the books must not hold it either.
         book_free(&call.old);
         count_full(&Worth::of(call.old.size));
+    }
+}
+
+/// Books that an address is freed.
+#[inline(always)]
+fn release(control: &Control, space: u32, tid: u32, address: u64) {
+    let key = BlockKey {
+        address,
+        space,
+        _pad: 0,
+    };
+    if control.follow != 0 {
+        inherit::keep_for_children(&key);
+    }
+    if let Some(block) = take(&key) {
+        book_free(&block);
+    } else if control.selective == 0
+        && !is_allocators_own(tid, address)
+        && !(control.follow != 0 && inherit::free(space, address))
+    {
+        count(Counter::UnmatchedFrees, 1);
     }
 }
 

@@ -36,10 +36,11 @@ pub struct Call {
     pub pointer: u64,
     /// `realloc`: the old block's entry; stack `NO_BLOCK` if it had none.
     pub old: Block,
-    /// A [`super::heap::Kind`].
+    /// A [`memtrace_ebpf::layout::CallKind`].
     pub kind: u32,
-    /// Padding.
-    pub _pad: u32,
+    /// 1 if the return is seen by probes where the function returns. Its return address is left alone, so that an
+    /// exception can pass.
+    pub has_exits: u32,
 }
 
 /// What is kept of a thread between two programs.
@@ -59,6 +60,8 @@ pub struct Thread {
     pub inner_slot: u64,
     /// The size that it was asked for (bytes).
     pub inner_size: u64,
+    /// What was last freed by a function that may call another which frees (virtual address).
+    pub freed: u64,
     /// The address space of the walk under way.
     pub space: u32,
     /// Its set of mappings.

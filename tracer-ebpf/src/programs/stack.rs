@@ -85,6 +85,13 @@ pub enum From {
     Inside,
 }
 
+/// The registers that a walk begins with.
+pub struct Start {
+    pub pc: u64,
+    pub sp: u64,
+    pub fp: u64,
+}
+
 /// Finds the stack of a call, then books the block that `thread` holds.
 #[inline(always)]
 pub fn find_and_book<C: EbpfContext>(
@@ -95,8 +102,26 @@ pub fn find_and_book<C: EbpfContext>(
     ids: (u32, u32),
     thread: &mut Thread,
 ) {
+    let start = Start {
+        pc: regs.rip,
+        sp: regs.rsp,
+        fp: regs.rbp,
+    };
+    find_from(ctx, start, from, control, ids, thread);
+}
+
+/// As [`find_and_book`], from registers that are not those of the moment.
+#[inline(always)]
+pub fn find_from<C: EbpfContext>(
+    ctx: &C,
+    start: Start,
+    from: From,
+    control: &Control,
+    ids: (u32, u32),
+    thread: &mut Thread,
+) {
     let (space, tid) = ids;
-    let (pc, sp, fp) = (regs.rip, regs.rsp, regs.rbp);
+    let Start { pc, sp, fp } = start;
     let Some((index, walk)) = lock(pc, sp, tid) else {
         count(Counter::WalksBusy, 1);
         return heap::book(space, thread.address, thread.size, OVERFLOW_STACK);

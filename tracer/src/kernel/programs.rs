@@ -19,7 +19,7 @@ use aya::{
     programs::{Program, ProgramError, ProgramFd, RawTracePoint, TracePoint, UProbe},
 };
 use memtrace_ebpf::{
-    layout::{Block, BlockKey, Control, NO_SPACE, Notice, NoticeKind, Stack, Wish, tail},
+    layout::{Block, BlockKey, CallKind, Control, NO_SPACE, Notice, NoticeKind, Stack, Wish, entry, tail},
     unwind::Page,
 };
 
@@ -34,7 +34,7 @@ use super::{
     tables::{TableRoom, Tables},
     tracefs::Tracefs,
 };
-use crate::probe::{AllocFunction, InnerRole, Site};
+use crate::probe::{InnerRole, Shape, Site};
 
 /// The programs, as `build.rs` compiled them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-programs"));
@@ -379,19 +379,27 @@ fn points<'a>(site: &Site, file: &'a File, floor: bool) -> Vec<Point<'a>> {
     if !site.inner.is_empty() {
         return inner_points(site, file, floor);
     }
-    let entry = if floor {
-        "floor"
-    } else {
-        entry_program(site.function)
+    let (exit, leave) = match floor {
+        true => ("floor", "floor_return"),
+        false => ("leave_at_exit", "leave"),
     };
-    let leave = if floor { "floor_return" } else { "leave" };
+    let exits = site
+        .exits
+        .iter()
+        .map(|place| point(exit, file, place.file_offset));
+    let (entry, cookie) = match floor {
+        true => ("floor", 0),
+        false => entry_program(site),
+    };
+    let entry = Point {
+        cookie,
+        ..point(entry, file, site.entry.file_offset)
+    };
     let returns = site.returns.as_ref().map(|place| Point {
         is_return: true,
         ..point(leave, file, place.file_offset)
     });
-    iter::once(point(entry, file, site.entry.file_offset))
-        .chain(returns)
-        .collect()
+    exits.chain(iter::once(entry)).chain(returns).collect()
 }
 
 /// Results first: a size that nothing follows is harmless, a result without its size is lost.
@@ -422,16 +430,47 @@ fn point<'a>(program: &'static str, file: &'a File, offset: u64) -> Point<'a> {
     }
 }
 
-fn entry_program(function: AllocFunction) -> &'static str {
-    match function {
-        AllocFunction::Malloc | AllocFunction::Valloc | AllocFunction::Pvalloc => "enter_malloc",
-        AllocFunction::Calloc => "enter_calloc",
-        AllocFunction::Realloc => "enter_realloc",
-        AllocFunction::ReallocArray => "enter_reallocarray",
-        AllocFunction::Free => "enter_free",
-        AllocFunction::PosixMemalign => "enter_posix_memalign",
-        AllocFunction::AlignedAlloc | AllocFunction::Memalign => "enter_memalign",
+/// The program for a function's entry, and its cookie.
+fn entry_program(site: &Site) -> (&'static str, u64) {
+    if site.is_probed_at_exits() {
+        return ("enter_described", entry_cookie(site));
     }
+    let name = match (site.shape, site.moved) {
+        (Shape::Free, _) => "enter_free",
+        (Shape::Delete, _) => "enter_delete",
+        (Shape::Malloc, None) => "enter_malloc",
+        (Shape::Calloc, None) => "enter_calloc",
+        (Shape::Realloc, None) => "enter_realloc",
+        (Shape::ReallocArray, None) => "enter_reallocarray",
+        (Shape::PosixMemalign, None) => "enter_posix_memalign",
+        (Shape::Memalign, None) => "enter_memalign",
+        _ => return ("enter_described", entry_cookie(site)),
+    };
+    (name, 0)
+}
+
+/// Where the arguments are, for the program that reads that from its cookie.
+fn entry_cookie(site: &Site) -> u64 {
+    let kind = match site.shape {
+        Shape::Realloc | Shape::ReallocArray | Shape::HeapRealloc | Shape::HeapReallocArray => {
+            CallKind::Realloc
+        }
+        Shape::Reallocf | Shape::HeapReallocf => CallKind::Reallocf,
+        Shape::Xallocx => CallKind::InPlace,
+        Shape::PosixMemalign => CallKind::Memalign,
+        Shape::Malloc | Shape::Calloc | Shape::Memalign | Shape::HeapCalloc | Shape::Free | Shape::Delete => {
+            CallKind::Block
+        }
+    };
+    let places = site.places();
+    let [size, count, pointer] =
+        [places.size, places.count, places.pointer].map(|register| register.unwrap_or(entry::NONE));
+    let exits = if site.is_probed_at_exits() {
+        entry::EXITS
+    } else {
+        0
+    };
+    entry::cookie(kind, exits, size, count, pointer)
 }
 
 fn inner_program(role: InnerRole) -> &'static str {

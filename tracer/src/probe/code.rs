@@ -35,6 +35,16 @@ impl<'a> Code<'a> {
         std::iter::from_fn(move || decoder.can_decode().then(|| decoder.decode()))
     }
 
+    /// The instructions from an address on; `None` if it is not in the range.
+    pub fn instructions_from(&self, address: u64) -> Option<impl Iterator<Item = Instruction> + use<'a>> {
+        let skipped = usize::try_from(address.checked_sub(self.address)?).ok()?;
+        let rest = Self {
+            address,
+            bytes: self.bytes.get(skipped..).filter(|rest| !rest.is_empty())?,
+        };
+        Some(rest.instructions())
+    }
+
     /// The encoding of one of [`Self::instructions`].
     pub fn encoding(&self, instruction: &Instruction) -> &'a [u8] {
         let begin = usize::try_from(instruction.ip().wrapping_sub(self.address)).unwrap_or(usize::MAX);
@@ -53,6 +63,12 @@ pub(super) fn direct_target(instruction: &Instruction) -> Option<u64> {
         )
     });
     near.then(|| instruction.near_branch_target())
+}
+
+/// The address of what an indirect call or jump reads its target from, if that is fixed.
+pub(super) fn fixed_slot(instruction: &Instruction) -> Option<u64> {
+    let fixed = instruction.op0_kind() == OpKind::Memory && instruction.is_ip_rel_memory_operand();
+    fixed.then(|| instruction.ip_rel_memory_address())
 }
 
 /// Whether control may leave the straight line at this instruction.

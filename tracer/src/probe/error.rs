@@ -26,7 +26,7 @@ pub(super) enum Refusal {
     #[error("its symbol has type {0}, which is not a function")]
     NotAFunction(u8),
     #[error("{0} and {1} are the same code, but take different arguments")]
-    Conflict(&'static str, &'static str),
+    Conflict(String, String),
     #[error("neither its symbol nor .eh_frame says where it ends")]
     NoBounds,
     #[error("the unwind information that covers it begins at {fde:#x}, not at its symbol {symbol:#x}")]
@@ -43,6 +43,12 @@ pub(super) enum Refusal {
     Modified { offset: usize, file: u8, live: u8 },
     #[error("something jumps into the middle of its first instruction")]
     EntryOverlaps,
+    #[error("it may throw, and its code does not show where it returns")]
+    NoExit,
+    #[error("it may throw, and returns at too many places to probe each")]
+    ManyExits,
+    #[error("it may throw, and where it returns cannot be told: the jump at {0:#x} may go anywhere")]
+    UnknownJump(u64),
     #[error("no instruction at its beginning can carry a probe: `{instruction}` {why}")]
     NoLegalInstruction { instruction: String, why: &'static str },
 }

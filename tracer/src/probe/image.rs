@@ -1,20 +1,24 @@
 //! The parts of an ELF image that planning needs: symbols, code by virtual address, and function bounds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
+use iced_x86::{FlowControl, Mnemonic};
 use object::elf::{
     EM_X86_64, ET_DYN, ET_EXEC, GNU_PROPERTY_X86_FEATURE_1_AND, GNU_PROPERTY_X86_FEATURE_1_SHSTK, PF_W, PF_X,
     PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64, SHN_LORESERVE, SHN_UNDEF, SHN_XINDEX, STB_LOCAL,
     STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, Sym64,
 };
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, Sym, SymbolTable};
-use object::{LittleEndian, Object, ObjectSection, ReadRef};
+use object::{
+    LittleEndian, Object, ObjectSection, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationTarget,
+};
 
-use super::code::Code;
+use super::code::{Code, fixed_slot};
 use super::error::{PlanError, Refusal};
 use super::frames::{Frames, eh_frame_address};
-use super::function::AllocFunction;
+use super::function::Shape;
+use super::names::{Family, Known, Names};
 use super::reentry::CodeRanges;
 
 const ENDIAN: LittleEndian = LittleEndian;
@@ -24,14 +28,16 @@ const MAX_FUNCTION: u64 = 1 << 20;
 /// One function by one address, under one or several names.
 #[derive(Clone, Debug)]
 pub(super) struct Definition {
-    /// What it does; the first of [`AllocFunction::ALL`] when several names mean the same.
-    pub function: AllocFunction,
-    /// The names at this address, without versions.
-    pub symbols: Vec<String>,
+    /// What it does.
+    pub shape: Shape,
+    /// The names at this address, without versions, the plainest first.
+    pub names: Vec<(String, Family)>,
     /// Virtual address.
     pub address: u64,
     /// `st_size`, 0 when unknown.
     pub size: u64,
+    /// Whether an exception may pass it.
+    pub throws: bool,
 }
 
 /// What the symbol tables say about the allocation functions.
@@ -111,20 +117,27 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
         None
     }
 
-    /// The allocation functions that the image defines.
-    pub fn definitions(&self) -> Definitions {
-        let mut definitions = Definitions::default();
-        for table in self.symbol_tables() {
-            for symbol in table.iter().filter(|symbol| is_defined(symbol)) {
-                let Ok(name) = table.symbol_name(ENDIAN, symbol) else {
-                    continue;
-                };
-                if let Some(function) = AllocFunction::from_symbol(name) {
-                    definitions.add(function, name, symbol);
-                }
-            }
-        }
-        definitions.finish()
+    /// The allocation functions that the image defines; `prefixes` are those that the user named.
+    pub fn definitions(&self, prefixes: &[String]) -> Definitions {
+        let names = Names::new(prefixes, self.defined_symbols().map(|(name, _)| name));
+        let candidates = self.defined_symbols().filter_map(|(name, symbol)| {
+            let name = std::str::from_utf8(name).ok()?;
+            let known = names.get(name)?;
+            Some(Candidate { name, known, symbol })
+        });
+        Definitions::of(&names, &candidates.collect::<Vec<_>>())
+    }
+
+    /// The name, without a version, of everything that is defined.
+    fn defined_symbols(&self) -> impl Iterator<Item = (&'d [u8], &'d Sym64<LittleEndian>)> {
+        let tables = self.symbol_tables().into_iter();
+        tables.flat_map(|table| {
+            let symbols = table.iter().filter(|symbol| is_defined(symbol));
+            symbols.filter_map(|symbol| {
+                let name = table.symbol_name(ENDIAN, symbol).ok()?;
+                Some((name.split(|&byte| byte == b'@').next()?, symbol))
+            })
+        })
     }
 
     /// The addresses strictly within `code` that a symbol names: code that may be entered from elsewhere.
@@ -193,6 +206,44 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
         address
             .checked_sub(segment.p_vaddr(ENDIAN))?
             .checked_add(segment.p_offset(ENDIAN))
+    }
+
+    /// The names of the functions that the dynamic linker fills in, by the address of their slot.
+    pub fn imports(&self) -> HashMap<u64, String> {
+        let Some((relocations, symbols)) = self
+            .file
+            .dynamic_relocations()
+            .zip(self.file.dynamic_symbol_table())
+        else {
+            return HashMap::new();
+        };
+        let named = relocations.filter_map(|(slot, relocation)| {
+            let RelocationTarget::Symbol(index) = relocation.target() else {
+                return None;
+            };
+            let name = symbols.symbol_by_index(index).ok()?.name().ok()?;
+            Some((slot, name.to_owned()))
+        });
+        named.collect()
+    }
+
+    /// The slot that the code at this address jumps through, if it is a stub of the PLT.
+    pub fn slot_of_stub(&self, address: u64) -> Option<u64> {
+        let segment = self.segment(address)?;
+        let mut instructions = segment.instructions_from(address)?;
+        let mut first = instructions.next()?;
+        if first.mnemonic() == Mnemonic::Endbr64 {
+            first = instructions.next()?;
+        }
+        (first.flow_control() == FlowControl::IndirectBranch).then(|| fixed_slot(&first))?
+    }
+
+    /// The address of a function that the image defines.
+    pub fn address_of(&self, name: &str) -> Option<u64> {
+        let mut symbols = self.defined_symbols();
+        let (_, symbol) =
+            symbols.find(|(known, symbol)| *known == name.as_bytes() && symbol.st_type() == STT_FUNC)?;
+        Some(symbol.st_value(ENDIAN))
     }
 
     fn symbol_tables(&self) -> [&SymbolTable<'d, object::elf::FileHeader64<LittleEndian>, R>; 2] {
@@ -282,48 +333,97 @@ impl<'d, R: ReadRef<'d>> CodeRanges<'d> for Image<'d, R> {
     }
 }
 
+/// A symbol whose name is that of an allocation function.
+struct Candidate<'a> {
+    name: &'a str,
+    known: &'a Known,
+    symbol: &'a Sym64<LittleEndian>,
+}
+
+impl Candidate<'_> {
+    fn address(&self) -> u64 {
+        self.symbol.st_value(ENDIAN)
+    }
+
+    /// Why the symbol is not believed; `all` are all candidates.
+    fn refusal(&self, all: &[Candidate<'_>]) -> Option<Refusal> {
+        match (self.symbol.st_type(), self.symbol.st_bind()) {
+            (STT_GNU_IFUNC, _) => Some(Refusal::IndirectFunction),
+            (STT_FUNC, STB_LOCAL) => {
+                let is_other =
+                    |other: &&Candidate<'_>| other.name == self.name && other.address() != self.address();
+                let certain = self.known.is_unmistakable() && !all.iter().any(|other| is_other(&other));
+                (!certain).then_some(Refusal::Local)
+            }
+            (STT_FUNC, _) => None,
+            (other, _) => Some(Refusal::NotAFunction(other)),
+        }
+    }
+}
+
 impl Definitions {
-    fn add(&mut self, function: AllocFunction, name: &[u8], symbol: &Sym64<LittleEndian>) {
-        let base = name.split(|&byte| byte == b'@').next().unwrap_or(name);
-        let name = String::from_utf8_lossy(base).into_owned();
-        let address = symbol.st_value(ENDIAN);
-        let refusal = match (symbol.st_type(), symbol.st_bind()) {
-            (STT_GNU_IFUNC, _) => Refusal::IndirectFunction,
-            (STT_FUNC, STB_LOCAL) => Refusal::Local,
-            (STT_FUNC, _) => return self.merge(function, name, address, symbol.st_size(ENDIAN)),
-            (other, _) => Refusal::NotAFunction(other),
-        };
+    fn of(names: &Names, candidates: &[Candidate<'_>]) -> Self {
+        let mut definitions = Self::default();
+        let judged: Vec<_> = candidates
+            .iter()
+            .map(|candidate| (candidate, candidate.refusal(candidates)))
+            .collect();
+        let believed = judged.iter().filter(|(_, refusal)| refusal.is_none());
+        let defined: BTreeMap<_, _> = believed
+            .map(|(candidate, _)| (candidate.name, candidate.known))
+            .collect();
+        let families = names.families(&defined);
+        for (candidate, refusal) in judged {
+            let is_plain = !candidate.known.is_unmistakable();
+            match refusal {
+                None if families.contains(&candidate.known.family) => definitions.merge(candidate),
+                Some(refusal) if is_plain || families.contains(&candidate.known.family) => {
+                    definitions.refuse(candidate, refusal);
+                }
+                _ => {}
+            }
+        }
+        definitions.finish(names)
+    }
+
+    fn refuse(&mut self, candidate: &Candidate<'_>, refusal: Refusal) {
+        let (name, address) = (candidate.name, candidate.address());
         if !self
             .refused
             .iter()
-            .any(|(known, at, _)| (known, *at) == (&name, address))
+            .any(|(known, at, _)| (known.as_str(), *at) == (name, address))
         {
-            self.refused.push((name, address, refusal));
+            self.refused.push((name.to_owned(), address, refusal));
         }
     }
 
-    fn merge(&mut self, function: AllocFunction, name: String, address: u64, size: u64) {
+    fn merge(&mut self, candidate: &Candidate<'_>) {
+        let shape = candidate.known.shape;
+        let size = candidate.symbol.st_size(ENDIAN);
         let new = Definition {
-            function,
-            symbols: Vec::new(),
-            address,
+            shape,
+            names: Vec::new(),
+            address: candidate.address(),
             size,
+            throws: false,
         };
-        let known = self.found.entry(address).or_insert(new);
-        if !known.function.same_shape(function) {
-            let refusal = Refusal::Conflict(known.function.name(), function.name());
-            self.refused.push((name, address, refusal));
-            return;
+        let known = self.found.entry(new.address).or_insert(new);
+        if !known.shape.agrees_with(shape) {
+            let other = known.names.first().map(|(name, _)| name.clone());
+            let refusal = Refusal::Conflict(other.unwrap_or_default(), candidate.name.to_owned());
+            return self.refuse(candidate, refusal);
         }
-        known.function = known.function.min(function);
+        known.shape = known.shape.min(shape);
+        known.throws |= candidate.known.throws(candidate.name);
         known.size = if known.size == 0 { size } else { known.size };
-        if !known.symbols.contains(&name) {
-            known.symbols.push(name);
+        if !known.names.iter().any(|(name, _)| name == candidate.name) {
+            let name = (candidate.name.to_owned(), candidate.known.family.clone());
+            known.names.push(name);
         }
     }
 
     /// Drops what conflicts, and local names of what also has a global one.
-    fn finish(mut self) -> Self {
+    fn finish(mut self, names: &Names) -> Self {
         for (_, address, refusal) in &self.refused {
             if matches!(refusal, Refusal::Conflict(..) | Refusal::IndirectFunction) {
                 self.found.remove(address);
@@ -333,8 +433,8 @@ impl Definitions {
             .retain(|(_, address, _)| !self.found.contains_key(address));
         for definition in self.found.values_mut() {
             definition
-                .symbols
-                .sort_by_key(|name| !definition.function.symbols().contains(&name.as_str()));
+                .names
+                .sort_by_key(|(name, _)| names.get(name).map(|known| known.rank));
         }
         self
     }

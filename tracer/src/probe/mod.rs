@@ -13,16 +13,19 @@
 //! The caller opens the very file that the target maps, adds the load bias in its [`CodeReader`], and
 //! attaches at [`ProbePoint::file_offset`].
 //!
-//! What is not found: functions under other names (`je_malloc`), copies that a compiler inlined into their
-//! callers, and anything in a file without section headers.
+//! What is not found: functions under names that nothing here knows (`names`), copies that a compiler inlined into
+//! their callers, and anything in a file without section headers.
 
 mod code;
 mod error;
+mod exits;
+mod forward;
 mod frames;
 mod function;
 mod image;
 mod inner;
 mod kernel_rules;
+mod names;
 mod prefix;
 mod reentry;
 mod verify;
@@ -31,11 +34,18 @@ mod verify;
 mod tests;
 
 pub use error::PlanError;
-pub use function::{AllocFunction, ArgumentRegister};
+pub use function::{ArgumentRegister, Arguments, Shape};
 pub use inner::InnerRole;
+pub use names::Family;
 pub use verify::CodeReader;
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+
 use error::Refusal;
+use exits::Exits;
+use forward::Forwarding;
+use iced_x86::Register;
 use image::{Definition, Image};
 use object::ReadRef;
 use reentry::Reentry;
@@ -58,22 +68,56 @@ pub struct ProbePoint {
 /// Where one function is probed.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Site {
-    /// What the function does, hence how its arguments are read.
-    pub function: AllocFunction,
-    /// The symbol that names it in this image, without a version.
+    /// What the function does, hence what its arguments mean.
+    pub shape: Shape,
+    /// The plainest symbol that names it in this image, without a version.
     pub symbol: String,
-    /// Other symbols of the same code.
-    pub aliases: Vec<String>,
-    /// Where every register of [`AllocFunction::arguments`] still holds its argument. Except for `free`, the
-    /// stack pointer points at the return address.
+    /// Every symbol of this code and of what it serves, and what it belongs to.
+    pub names: Vec<(String, Family)>,
+    /// Functions that are not probed because they leave their work to this one; one symbol each.
+    pub serves: Vec<String>,
+    /// The function, in virtual addresses as the ELF file counts.
+    pub range: Range<u64>,
+    /// Where every argument still is in a register, see `arguments`. Except in functions that free, the stack
+    /// pointer points at the return address.
     pub entry: ProbePoint,
+    /// Which register holds each argument there, by its number in an instruction's encoding (`rax` 0, `rcx` 1,
+    /// `rdx` 2, … `r15` 15); `None` if they are where [`Shape::arguments`] says.
+    pub moved: Option<Arguments<u8>>,
     /// Where the return probe is registered: the stack pointer points at the return address. The same
-    /// instruction as `entry`, so that one trap serves both; `None` for `free`.
+    /// instruction as `entry`, so that one trap serves both; `None` for functions
+    /// that free.
     pub returns: Option<ProbePoint>,
+    /// Where the function returns, if an exception may pass it: these replace `returns`, see `exits`. What several
+    /// functions share is listed at one of them.
+    pub exits: Vec<ProbePoint>,
     /// Sites inside the function that replace both `entry` and `returns`; empty unless the build is known.
     pub inner: Vec<InnerPoint>,
     /// One sentence for `--verbose`.
     pub why: String,
+}
+
+impl Site {
+    /// Which register holds each argument at the entry site, by its number in an instruction's encoding.
+    pub fn places(&self) -> Arguments<u8> {
+        self.moved
+            .unwrap_or_else(|| self.shape.arguments().map(ArgumentRegister::number))
+    }
+
+    /// Whether the function's return is seen by probes at `exits`, of this site and others, and not by a return probe.
+    pub fn is_probed_at_exits(&self) -> bool {
+        !self.shape.is_free() && self.returns.is_none()
+    }
+
+    /// Where the function begins (virtual address as the ELF file counts).
+    fn function_address(&self) -> u64 {
+        self.range.start
+    }
+
+    /// Whether this is one of the function's names.
+    fn is_named(&self, name: &str) -> bool {
+        self.names.iter().any(|(known, _)| known == name)
+    }
 }
 
 /// A site inside a function.
@@ -90,10 +134,31 @@ pub struct InnerPoint {
 /// All probe sites of an image.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Plan {
-    /// In the order of [`AllocFunction::ALL`], then by address.
+    /// In the order of [`Shape`], then by address.
     pub sites: Vec<Site>,
     /// What was left alone and why; one sentence each.
     pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// Whether calls of the function with this name are seen.
+    pub fn probes(&self, name: &str) -> bool {
+        self.sites.iter().any(|site| site.is_named(name))
+    }
+
+    /// What is probed, in few words: whole families by their name, single functions by theirs. Empty if nothing is.
+    pub fn functions(&self) -> String {
+        let mut families: BTreeMap<&Family, Vec<&str>> = BTreeMap::new();
+        for site in &self.sites {
+            for (name, family) in &site.names {
+                families.entry(family).or_default().push(name);
+            }
+        }
+        let parts = families
+            .into_iter()
+            .map(|(family, names)| family.describe(&names));
+        parts.collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// Plans the probes for one ELF image.
@@ -105,25 +170,62 @@ pub struct Plan {
 ///
 /// When the image is not an ELF executable or shared object for x86-64.
 pub fn plan<'d, R: ReadRef<'d>>(image: R, live: &dyn CodeReader) -> Result<Plan, PlanError> {
+    plan_with_prefixes(image, live, &[])
+}
+
+/// As [`plan`], and for the functions of private allocators, whose names are those of C behind one of `prefixes`.
+///
+/// # Errors
+///
+/// As [`plan`].
+pub fn plan_with_prefixes<'d, R: ReadRef<'d>>(
+    image: R,
+    live: &dyn CodeReader,
+    prefixes: &[String],
+) -> Result<Plan, PlanError> {
     let image = Image::parse(image)?;
     let mut plan = Plan::default();
     if !image.has_sections() {
         plan.notes
             .push("the file has no section headers, so its functions cannot be found by name".to_owned());
     }
-    let definitions = image.definitions();
+    let definitions = image.definitions(prefixes);
     for (name, _, refusal) in &definitions.refused {
         plan.notes.push(format!("{name} is not probed: {refusal}"));
     }
+    let imports = image.imports();
+    let mut sites = Vec::new();
     for definition in definitions.found.values() {
         match plan_site(&image, definition, live) {
-            Ok(site) => plan.sites.push(site),
+            Ok(site) => sites.push(site),
             Err(refusal) => plan
                 .notes
                 .push(format!("{} is not probed: {refusal}", display_name(definition))),
         }
     }
-    plan.sites.sort_by_key(|site| (site.function, site.entry.vaddr));
+    let sites = Forwarding::new(&image, &sites, &imports).apply(sites);
+    let mut exits = Exits::new(&image, &imports, live);
+    for mut site in sites {
+        let throws = definitions
+            .found
+            .get(&site.range.start)
+            .is_some_and(|known| known.throws);
+        let planned = if throws { exits.plan(&mut site) } else { Ok(()) };
+        match planned {
+            Ok(()) => plan.sites.push(site),
+            Err(refusal) => {
+                let names = site.names.iter().map(|(name, _)| name.as_str());
+                let names: Vec<_> = names.collect();
+                plan.notes
+                    .push(format!("{} is not probed: {refusal}", names.join(", ")));
+            }
+        }
+    }
+    for site in plan.sites.iter_mut().filter(|site| !site.serves.is_empty()) {
+        let more = format!("; sees also the calls of {}", site.serves.join(", "));
+        site.why.push_str(&more);
+    }
+    plan.sites.sort_by_key(|site| (site.shape, site.entry.vaddr));
     note_missing_counterpart(&mut plan);
     Ok(plan)
 }
@@ -133,12 +235,12 @@ fn plan_site<'d, R: ReadRef<'d>>(
     definition: &Definition,
     live: &dyn CodeReader,
 ) -> Result<Site, Refusal> {
-    let function = definition.function;
+    let shape = definition.shape;
     let bounds = image.bounds(definition.address, definition.size)?;
-    let code = image.code(bounds.range)?;
+    let code = image.code(bounds.range.clone())?;
     let breakpoints = verify::verify(code, live)?;
     let reentry = Reentry::find(code, &image.entry_points(&code), image);
-    let choice = prefix::choose(function, code, &reentry, image.allows_shadow_stack())?;
+    let choice = prefix::choose(shape, code, &reentry, image.allows_shadow_stack())?;
     let vaddr = definition.address + u64::from(choice.offset);
     let entry = ProbePoint {
         file_offset: image.file_offset(vaddr).ok_or(Refusal::NotInCode)?,
@@ -148,7 +250,7 @@ fn plan_site<'d, R: ReadRef<'d>>(
         emulated: choice.emulated,
     };
     let symbol = display_name(definition);
-    let inner = if function == AllocFunction::Malloc {
+    let inner = if symbol == "malloc" {
         inner_points(image, code)
     } else {
         Vec::new()
@@ -171,19 +273,17 @@ fn plan_site<'d, R: ReadRef<'d>>(
         why =
             format!("{symbol}{names}: a known build, the block is at hand inside and needs no return probe");
     }
-    let aliases = definition
-        .symbols
-        .iter()
-        .filter(|name| **name != symbol)
-        .cloned()
-        .collect();
-    let returns = (!function.is_free()).then(|| entry.clone());
+    let returns = (!shape.is_free()).then(|| entry.clone());
     Ok(Site {
-        function,
+        shape,
         symbol,
-        aliases,
+        names: definition.names.clone(),
+        serves: Vec::new(),
+        range: bounds.range,
         entry,
+        moved: moved(shape, choice.arguments),
         returns,
+        exits: Vec::new(),
         inner,
         why,
     })
@@ -230,19 +330,27 @@ fn inner_names(inner: &[InnerPoint]) -> Option<String> {
     (!offsets.is_empty()).then(|| offsets.join(", "))
 }
 
-/// The function's own name where the image has it, else the alias that it has.
+/// The numbers of the registers, if they are not those of the function's entry.
+fn moved(shape: Shape, places: Arguments<Register>) -> Option<Arguments<u8>> {
+    let entry = shape.arguments().map(ArgumentRegister::decoded);
+    (places != entry).then(|| places.map(register_number))
+}
+
+/// The number of a general register in an instruction's encoding.
+fn register_number(register: Register) -> u8 {
+    // There are 16.
+    register.number() as u8
+}
+
+/// The plainest of its names.
 fn display_name(definition: &Definition) -> String {
-    let name = definition.function.name();
-    let known = definition.symbols.iter().find(|symbol| symbol.as_str() == name);
-    known
-        .or(definition.symbols.first())
-        .map_or_else(|| name.to_owned(), Clone::clone)
+    let plainest = definition.names.first();
+    plainest.map(|(name, _)| name.clone()).unwrap_or_default()
 }
 
 /// Says so when blocks can be seen to begin but not to end, or the reverse.
 fn note_missing_counterpart(plan: &mut Plan) {
-    let has = |function| plan.sites.iter().any(|site| site.function == function);
-    let note = match (has(AllocFunction::Malloc), has(AllocFunction::Free)) {
+    let note = match (plan.probes("malloc"), plan.probes("free")) {
         (true, false) => "malloc is probed but no free: its blocks look live after they are freed",
         (false, true) => "free is probed but no malloc: what it frees may be unknown",
         _ => return,

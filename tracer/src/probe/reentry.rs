@@ -121,7 +121,7 @@ impl<'d> Search<'d> {
                     self.pending.push(target);
                 }
             }
-            if is_jump_table(&instruction, range.encoding(&instruction), &block) {
+            if may_be_jump_table(&instruction, range.encoding(&instruction), &block) {
                 self.fail(format!("the jump at {:#x} may go anywhere", instruction.ip()));
             }
             if ends_straight_line(&instruction) {
@@ -148,7 +148,7 @@ impl<'d> Search<'d> {
 /// loaded whole from one place (the GOT, a hook, a table of functions), or was loaded and tested before. And
 /// a function that has just given its frame back does not loop: compilers keep prologues and epilogues out of
 /// loops.
-fn is_jump_table(instruction: &Instruction, encoding: &[u8], block: &[Instruction]) -> bool {
+pub(super) fn may_be_jump_table(instruction: &Instruction, encoding: &[u8], block: &[Instruction]) -> bool {
     const NOTRACK: u8 = 0x3e;
     if instruction.flow_control() != FlowControl::IndirectBranch {
         return false;

@@ -1,6 +1,11 @@
 //! What is known and attached of each file, however many processes map it.
 
-use std::{collections::HashMap, fs::File, num::NonZeroU32, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    num::NonZeroU32,
+    sync::Arc,
+};
 
 use super::{Settings, images::Image};
 use crate::{
@@ -49,6 +54,8 @@ pub struct Files {
     known: HashMap<FileId, Known>,
     /// What was attached, to attach it again.
     attached: Vec<Probes>,
+    /// Of the prefixes of private allocators, those that a file had.
+    prefixes: HashSet<String>,
     layouts: HashMap<u32, u32>,
     last_layout: u32,
 }
@@ -61,13 +68,24 @@ impl Files {
             .filter(|_| mapping.file_id.1 != 0)
     }
 
-    /// Remembers what an image says of its allocator.
-    pub fn remember(&mut self, image: &Image, batch: Option<Batch>) {
+    /// Remembers what an image says of its allocator, with these prefixes of private ones.
+    pub fn remember(&mut self, image: &Image, batch: Option<Batch>, prefixes: &[String]) {
+        let found = prefixes
+            .iter()
+            .filter(|prefix| image.probes(&format!("{prefix}malloc")));
+        self.prefixes.extend(found.cloned());
         let known = self.known.entry(image.file_id()).or_default();
         known.batch = batch;
         known.breakpoint = image.breakpoint();
         known.allocator = image.allocator();
         known.notes = image.notes();
+    }
+
+    /// What to say of the prefixes that no file has.
+    pub fn without_malloc(&self, prefixes: &[String]) -> Vec<String> {
+        let missing = prefixes.iter().filter(|prefix| !self.prefixes.contains(*prefix));
+        let note = |prefix| format!("no mapped file defines {prefix}malloc (--allocator-prefix {prefix})");
+        missing.map(note).collect()
     }
 
     /// Remembers where a file's table is.

@@ -1,22 +1,19 @@
 //! What the files behind new mappings hold: unwind tables, allocators, the dynamic linker.
 
-use std::{fs::File, io, iter, sync::Arc};
+use std::{fs::File, io, sync::Arc};
 
 use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache, ReadRef as _};
 
 use super::files::{FileId, Probes};
 use crate::{
     kernel::TableRoom,
-    probe::{self, AllocFunction, CodeReader, Plan},
+    probe::{self, CodeReader, Plan},
     target::{Backing, Mapping, Process},
     unwind::{UnwindError, UnwindTable},
 };
 
 /// What the dynamic linker calls after each change (glibc `elf/dl-debug.c`, musl `ldso/dynlink.c`), for debuggers.
 const LINKER_HOOK: &[u8] = b"_dl_debug_state";
-
-/// Functions of allocators that do not go through their malloc: operator new of C++, and jemalloc's interface.
-const OWN_INTERFACE: &[&[u8]] = &[b"_Znwm", b"mallocx"];
 
 /// One file or image that is newly mapped.
 pub struct Image {
@@ -35,15 +32,15 @@ pub struct Images {
 }
 
 impl Images {
-    /// Reads the image of each mapping.
-    pub fn read(process: &Process, mappings: &[Arc<Mapping>]) -> Self {
+    /// Reads the image of each mapping; `prefixes` are those of private allocators.
+    pub fn read(process: &Process, mappings: &[Arc<Mapping>], prefixes: &[String]) -> Self {
         let mut images: Vec<Image> = Vec::new();
         for mapping in mappings {
             if !images
                 .iter()
                 .any(|image| image.file_id == mapping.file_id && mapping.file_id.1 != 0)
             {
-                images.push(Image::read(process, mapping));
+                images.push(Image::read(process, mapping, prefixes));
             }
         }
         Self { images }
@@ -90,7 +87,7 @@ impl Images {
                 .filter_map(move |site| Some((site.clone(), Arc::clone(file?))))
         });
         let mut sites: Vec<_> = sites.collect();
-        sites.sort_by_key(|(site, _)| site.function != AllocFunction::Free);
+        sites.sort_by_key(|(site, _)| !site.shape.is_free());
         let linker = self
             .images
             .iter()
@@ -122,14 +119,15 @@ impl Image {
         Some(point.vaddr)
     }
 
-    /// What is covered: `"libc.so.6: malloc, calloc, …, free"`.
+    /// What is covered: `"libc.so.6: malloc family"`.
     pub fn allocator(&self) -> Option<String> {
-        let sites = &self.plan.sites;
-        let names = sites
-            .iter()
-            .flat_map(|site| iter::once(&site.symbol).chain(&site.aliases));
-        let names: Vec<_> = names.map(String::as_str).collect();
-        (!names.is_empty()).then(|| format!("{}: {}", self.name, names.join(", ")))
+        let functions = self.plan.functions();
+        (!functions.is_empty()).then(|| format!("{}: {functions}", self.name))
+    }
+
+    /// Whether a function of this name is probed.
+    pub fn probes(&self, name: &str) -> bool {
+        self.plan.probes(name)
     }
 
     /// What is not covered and why.
@@ -138,7 +136,7 @@ impl Image {
         notes.map(|note| format!("{}: {note}", self.name)).collect()
     }
 
-    fn read(process: &Process, mapping: &Mapping) -> Self {
+    fn read(process: &Process, mapping: &Mapping, prefixes: &[String]) -> Self {
         let mut image = Self {
             file_id: mapping.file_id,
             name: mapping.file_name(),
@@ -149,7 +147,7 @@ impl Image {
         };
         match &mapping.backing {
             Backing::File(file) => {
-                image.read_file(process, mapping, file);
+                image.read_file(process, mapping, file, prefixes);
                 image.file = Some(Arc::clone(file));
             }
             Backing::Image(bytes) => image.table = usable(UnwindTable::from_elf(&**bytes)),
@@ -159,29 +157,19 @@ impl Image {
         image
     }
 
-    fn read_file(&mut self, process: &Process, mapping: &Mapping, file: &File) {
+    fn read_file(&mut self, process: &Process, mapping: &Mapping, file: &File, prefixes: &[String]) {
         let cache = ReadCache::new(file);
         if !is_elf(&cache) {
             // Code that a program made itself, in a file that only it knows.
             return;
         }
         self.table = usable(UnwindTable::from_elf(&cache));
-        match probe::plan(
-            &cache,
-            &LiveCode {
-                process,
-                bias: mapping.bias,
-            },
-        ) {
-            Ok(plan) => {
-                self.plan = plan;
-                if !self.plan.sites.is_empty() && defines(&cache, OWN_INTERFACE) {
-                    self.plan.notes.push(
-                        "its own operator new or mallocx is not probed: what they allocate is not seen"
-                            .into(),
-                    );
-                }
-            }
+        let live = LiveCode {
+            process,
+            bias: mapping.bias,
+        };
+        match probe::plan_with_prefixes(&cache, &live, prefixes) {
+            Ok(plan) => self.plan = plan,
             Err(error) => log::info!("{}: no probes: {error}", self.name),
         }
         self.linker_hook = linker_hook(&cache);
@@ -198,16 +186,6 @@ fn usable(table: Result<UnwindTable, UnwindError>) -> Result<Option<UnwindTable>
 
 fn is_elf(cache: &ReadCache<&File>) -> bool {
     cache.read_bytes_at(0, 4) == Ok(&object::elf::ELFMAG)
-}
-
-/// Whether the file defines one of these symbols.
-fn defines(cache: &ReadCache<&File>, names: &[&[u8]]) -> bool {
-    let Ok(elf) = object::File::parse(cache) else {
-        return false;
-    };
-    let mut symbols = elf.dynamic_symbols().chain(elf.symbols());
-    symbols
-        .any(|symbol| symbol.is_definition() && symbol.name_bytes().is_ok_and(|name| names.contains(&name)))
 }
 
 /// The file offset of the dynamic linker's hook, if this is the dynamic linker.

@@ -80,7 +80,7 @@ impl Tracer {
                 let is_new = |mapping: &&Arc<Mapping>| self.files.get(mapping).is_none();
                 let unknown: Vec<_> = change.added.iter().filter(is_new).cloned().collect();
                 self.name_mappings(space.layout, &unknown);
-                let images = Images::read(process, &unknown);
+                let images = Images::read(process, &unknown, &self.settings.allocator_prefixes);
                 self.add_mappings(space, &change, &images);
                 if let Err(error) = self.attach_images(space, images) {
                     space.add_note(format!(
@@ -186,7 +186,9 @@ impl Tracer {
             Some(self.files.attach(programs, probes, &self.settings, &threads)?)
         };
         for image in images.iter() {
-            self.files.remember(image, batch.filter(|_| image.has_probes()));
+            let prefixes = &self.settings.allocator_prefixes;
+            self.files
+                .remember(image, batch.filter(|_| image.has_probes()), prefixes);
             self.cover(space, image.allocator(), image.notes());
         }
         if let Some(batch) = batch {

@@ -76,6 +76,7 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
         selection: arguments.selection(),
         children: arguments.children,
         floor: arguments.floor,
+        allocator_prefixes: arguments.allocator_prefix.clone(),
     };
     let tracer = match target.attach(&settings) {
         Ok(tracer) => tracer,

@@ -36,7 +36,7 @@ const PREFIXES: u32 = 64 << 10;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How to trace.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Live blocks that can be recorded at once.
     pub max_live: u32,
@@ -46,6 +46,8 @@ pub struct Settings {
     pub children: bool,
     /// Attach programs that do nothing, to measure the cost of the probes alone.
     pub floor: bool,
+    /// What private allocators put before the names of C's functions.
+    pub allocator_prefixes: Vec<String>,
 }
 
 /// An address space that is no more, with the last word on it.
@@ -86,7 +88,7 @@ impl Tracer {
             Duration::ZERO,
         );
         let change = space.reader.refresh(&process)?;
-        let images = Images::read(&process, &change.added);
+        let images = Images::read(&process, &change.added, &settings.allocator_prefixes);
         let limits = limits(settings, images.room());
         log::info!(
             "kernel memory: {} MiB for {} live blocks (--max-live), {} MiB for everything else",
@@ -100,7 +102,7 @@ impl Tracer {
             programs,
             files: Files::default(),
             spaces: BTreeMap::new(),
-            settings: *settings,
+            settings: settings.clone(),
             root: Arc::clone(&process),
             history: History::default(),
             clock: Instant::now(),
@@ -138,9 +140,15 @@ impl Tracer {
 
     /// What is covered of the process that tracing began with, and what is not.
     pub fn coverage(&self) -> Coverage {
-        self.spaces
-            .get(&FIRST_SPACE)
-            .map_or_else(Coverage::default, |space| space.coverage.clone())
+        let first = self.spaces.get(&FIRST_SPACE);
+        first.map_or_else(Coverage::default, |space| self.coverage_of(space))
+    }
+
+    fn coverage_of(&self, space: &Space) -> Coverage {
+        let mut coverage = space.coverage.clone();
+        let missing = self.files.without_malloc(&self.settings.allocator_prefixes);
+        coverage.not_covered.extend(missing);
+        coverage
     }
 
     /// The loaded programs, for their log.
@@ -273,7 +281,7 @@ impl Tracer {
     fn snapshot(&self, space: &Space, old_blocks: &Result<Option<Vec<Live>>, KernelError>) -> Snapshot {
         let elapsed = self.elapsed();
         let mut selection = self.settings.selection;
-        let mut coverage = space.coverage.clone();
+        let mut coverage = self.coverage_of(space);
         let old_blocks = old_blocks.as_ref().unwrap_or_else(|error| {
             selection.min_age = Duration::ZERO;
             coverage.not_covered.push(format!(

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::process;
 
 /// What the end-to-end tests use: a file that shows that it is there, and the package that brings it.
-const TEST_PROGRAMS: [(&str, &str); 12] = [
+const TEST_PROGRAMS: [(&str, &str); 15] = [
     ("/usr/bin/gdb", "gdb"),
     ("/usr/sbin/bpftool", "bpftool"),
     ("/usr/bin/redis-server", "redis-server"),
@@ -23,6 +23,12 @@ const TEST_PROGRAMS: [(&str, &str); 12] = [
     ("/usr/bin/objdump", "binutils"),
     ("/usr/bin/musl-gcc", "musl-tools"),
     ("/usr/bin/g++", "g++"),
+    ("/usr/lib/x86_64-linux-gnu/libjemalloc.so.2", "libjemalloc2"),
+    (
+        "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4",
+        "libtcmalloc-minimal4",
+    ),
+    ("/usr/lib/x86_64-linux-gnu/libmimalloc.so.2.0", "libmimalloc2.0"),
     ("/usr/bin/setpriv", "util-linux"),
     ("/usr/share/doc/libc6-dbg", "libc6-dbg"),
 ];

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::super::{AllocFunction, CodeReader, Plan, PlanError, plan};
+use super::super::{CodeReader, Plan, PlanError, Shape, plan};
 use super::elf::{Elf, FUNCTION, INDIRECT, LOCAL_FUNCTION, Symbol, VARIABLE, vaddr};
 use super::{Changed, Unchanged};
 
@@ -41,7 +41,7 @@ fn a_site_has_its_file_offset_and_address() {
     let [site] = plan.sites.as_slice() else {
         panic!("{plan:?}")
     };
-    assert_eq!(site.function, AllocFunction::Free);
+    assert_eq!(site.shape, Shape::Free);
     assert_eq!((site.entry.vaddr, site.entry.file_offset), (vaddr(3), 0x203));
     assert_eq!((site.entry.function_offset, site.entry.emulated), (3, true));
     assert_eq!(site.returns, None);

@@ -2,7 +2,9 @@
 //! the same code behind the `endbr64` that such builds put first; displacements are set to zero where they do
 //! not matter.
 
-use super::super::AllocFunction;
+use iced_x86::Register;
+
+use super::super::Shape;
 use super::super::code::Code;
 use super::super::error::Refusal;
 use super::super::prefix::{Choice, choose};
@@ -35,17 +37,13 @@ impl<'d> CodeRanges<'d> for Unknown {
     }
 }
 
-fn choose_among(
-    function: AllocFunction,
-    bytes: &[u8],
-    ranges: &dyn CodeRanges<'static>,
-) -> Result<Choice, Refusal> {
+fn choose_among(function: Shape, bytes: &[u8], ranges: &dyn CodeRanges<'static>) -> Result<Choice, Refusal> {
     let bytes: &'static [u8] = bytes.to_vec().leak();
     let code = Code::new(BASE, bytes).expect("the fixture lies low");
     choose(function, code, &Reentry::find(code, &[], ranges), false)
 }
 
-fn site(function: AllocFunction, bytes: &[u8]) -> (u32, bool) {
+fn site(function: Shape, bytes: &[u8]) -> (u32, bool) {
     let choice = choose_among(function, bytes, &Elsewhere).expect("the fixture has a site");
     (choice.offset, choice.emulated)
 }
@@ -127,44 +125,35 @@ mod glibc {
 
 #[test]
 fn glibc_without_cet() {
-    assert_eq!(site(AllocFunction::Malloc, glibc::MALLOC), emulated(0));
-    assert_eq!(site(AllocFunction::Calloc, glibc::CALLOC), emulated(0));
-    assert_eq!(site(AllocFunction::Realloc, glibc::REALLOC), emulated(0));
-    assert_eq!(site(AllocFunction::Free, glibc::FREE), emulated(3));
-    assert_eq!(
-        site(AllocFunction::PosixMemalign, glibc::POSIX_MEMALIGN),
-        emulated(7)
-    );
-    assert_eq!(site(AllocFunction::Memalign, glibc::MEMALIGN), emulated(7));
-    assert_eq!(site(AllocFunction::ReallocArray, glibc::REALLOCARRAY), stepped(0));
+    assert_eq!(site(Shape::Malloc, glibc::MALLOC), emulated(0));
+    assert_eq!(site(Shape::Calloc, glibc::CALLOC), emulated(0));
+    assert_eq!(site(Shape::Realloc, glibc::REALLOC), emulated(0));
+    assert_eq!(site(Shape::Free, glibc::FREE), emulated(3));
+    assert_eq!(site(Shape::PosixMemalign, glibc::POSIX_MEMALIGN), emulated(7));
+    assert_eq!(site(Shape::Memalign, glibc::MEMALIGN), emulated(7));
+    assert_eq!(site(Shape::ReallocArray, glibc::REALLOCARRAY), stepped(0));
 }
 
 #[test]
 fn glibc_with_cet() {
-    assert_eq!(site(AllocFunction::Malloc, &with_cet(glibc::MALLOC)), emulated(4));
-    assert_eq!(site(AllocFunction::Calloc, &with_cet(glibc::CALLOC)), emulated(4));
+    assert_eq!(site(Shape::Malloc, &with_cet(glibc::MALLOC)), emulated(4));
+    assert_eq!(site(Shape::Calloc, &with_cet(glibc::CALLOC)), emulated(4));
+    assert_eq!(site(Shape::Realloc, &with_cet(glibc::REALLOC)), emulated(4));
+    assert_eq!(site(Shape::Free, &with_cet(glibc::FREE)), emulated(7));
     assert_eq!(
-        site(AllocFunction::Realloc, &with_cet(glibc::REALLOC)),
-        emulated(4)
-    );
-    assert_eq!(site(AllocFunction::Free, &with_cet(glibc::FREE)), emulated(7));
-    assert_eq!(
-        site(AllocFunction::PosixMemalign, &with_cet(glibc::POSIX_MEMALIGN)),
+        site(Shape::PosixMemalign, &with_cet(glibc::POSIX_MEMALIGN)),
         emulated(11)
     );
+    assert_eq!(site(Shape::Memalign, &with_cet(glibc::MEMALIGN)), emulated(11));
     assert_eq!(
-        site(AllocFunction::Memalign, &with_cet(glibc::MEMALIGN)),
-        emulated(11)
-    );
-    assert_eq!(
-        site(AllocFunction::ReallocArray, &with_cet(glibc::REALLOCARRAY)),
+        site(Shape::ReallocArray, &with_cet(glibc::REALLOCARRAY)),
         stepped(0)
     );
 }
 
 #[test]
 fn the_reason_names_the_site_and_what_the_entry_would_have_cost() {
-    let choice = choose_among(AllocFunction::Free, glibc::FREE, &Elsewhere).expect("free has a site");
+    let choice = choose_among(Shape::Free, glibc::FREE, &Elsewhere).expect("free has a site");
     assert_eq!(choice.instruction, "je 0x10c8");
     assert_eq!(
         choice.reason,
@@ -186,7 +175,7 @@ fn glibc_with_hooks() {
         0x48, 0x8b, 0x34, 0x24,                   // +16 mov  rsi,[rsp]
         0xff, 0xe0,                               // +20 jmp  rax
     ];
-    assert_eq!(site(AllocFunction::Malloc, &malloc), emulated(13));
+    assert_eq!(site(Shape::Malloc, &malloc), emulated(13));
     // Debian 11: the frame is given back first.
     let free = [
         0x48, 0x83, 0xec, 0x18,                   // +0  sub  rsp,0x18
@@ -200,7 +189,7 @@ fn glibc_with_hooks() {
         0x48, 0x83, 0xc4, 0x18,                   // +33 add  rsp,0x18
         0xff, 0xe0,                               // +37 jmp  rax
     ];
-    assert_eq!(site(AllocFunction::Free, &free), emulated(17));
+    assert_eq!(site(Shape::Free, &free), emulated(17));
 }
 
 #[test]
@@ -208,20 +197,20 @@ fn glibc_with_hooks() {
 fn musl() {
     // malloc, realloc, free and memalign are one jump each.
     let malloc = [0xe9, 0x6b, 0x19, 0x00, 0x00];  // jmp  default_malloc
-    assert_eq!(site(AllocFunction::Malloc, &malloc), emulated(0));
-    assert_eq!(site(AllocFunction::Free, &malloc), emulated(0));
+    assert_eq!(site(Shape::Malloc, &malloc), emulated(0));
+    assert_eq!(site(Shape::Free, &malloc), emulated(0));
     let calloc = [
         0x41, 0x54,                               // push r12
         0x49, 0x89, 0xf4,                         // mov  r12,rsi
         0x55,                                     // push rbp
     ];
-    assert_eq!(site(AllocFunction::Calloc, &calloc), emulated(0));
+    assert_eq!(site(Shape::Calloc, &calloc), emulated(0));
     let posix_memalign = [
         0x53,                                     // push rbx
         0xb8, 0x16, 0x00, 0x00, 0x00,             // mov  eax,0x16
         0x48, 0x89, 0xfb,                         // mov  rbx,rdi
     ];
-    assert_eq!(site(AllocFunction::PosixMemalign, &posix_memalign), emulated(0));
+    assert_eq!(site(Shape::PosixMemalign, &posix_memalign), emulated(0));
     let reallocarray = [
         0x48, 0x89, 0xd1,                         // mov  rcx,rdx
         0x48, 0x85, 0xd2,                         // test rdx,rdx
@@ -229,13 +218,15 @@ fn musl() {
         0x48, 0x89, 0xf0,                         // mov  rax,rsi
         0x48, 0xf7, 0xe1,                         // mul  rcx
     ];
-    assert_eq!(site(AllocFunction::ReallocArray, &reallocarray), emulated(6));
+    assert_eq!(site(Shape::ReallocArray, &reallocarray), emulated(6));
     let valloc = [
         0x48, 0x89, 0xfe,                         // mov  rsi,rdi
         0xbf, 0x00, 0x10, 0x00, 0x00,             // mov  edi,0x1000: the size is gone from rdi
         0xe9, 0xa3, 0x49, 0xff, 0xff,             // jmp  memalign@plt
     ];
-    assert_eq!(site(AllocFunction::Valloc, &valloc), stepped(0));
+    let choice = choose_among(Shape::Malloc, &valloc, &Elsewhere).expect("the fixture has a site");
+    assert_eq!((choice.offset, choice.emulated), emulated(8));
+    assert_eq!(choice.arguments.size, Some(Register::RSI));
 }
 
 #[test]
@@ -247,7 +238,7 @@ fn jemalloc_with_its_inlined_fast_path() {
         0x48, 0x8d, 0x15, 0x5c, 0x7f, 0x2c, 0x00, // lea  rdx,[rip+0x2c7f5c]
         0x48, 0x8d, 0x47, 0x07,                   // lea  rax,[rdi+7]
     ];
-    assert_eq!(site(AllocFunction::Malloc, &malloc), emulated(7));
+    assert_eq!(site(Shape::Malloc, &malloc), emulated(7));
     let free = [
         0x48, 0x89, 0xf8,                         // +0  mov  rax,rdi
         0x48, 0x8b, 0x15, 0x0e, 0x53, 0x0a, 0x00, // +3  mov  rdx,[rip+0xa530e]
@@ -260,10 +251,10 @@ fn jemalloc_with_its_inlined_fast_path() {
         0x48, 0x3b, 0x88, 0xb0, 0x01, 0x00, 0x00, // +41 cmp  rcx,[rax+0x1b0]
         0x0f, 0x85, 0x8a, 0x00, 0x00, 0x00,       // +48 jne  free+0xc0
     ];
-    assert_eq!(site(AllocFunction::Free, &free), emulated(48));
+    assert_eq!(site(Shape::Free, &free), emulated(48));
     // Debian 13 builds it with CET.
-    assert_eq!(site(AllocFunction::Malloc, &with_cet(&malloc)), emulated(11));
-    assert_eq!(site(AllocFunction::Free, &with_cet(&free)), emulated(52));
+    assert_eq!(site(Shape::Malloc, &with_cet(&malloc)), emulated(11));
+    assert_eq!(site(Shape::Free, &with_cet(&free)), emulated(52));
 }
 
 #[test]
@@ -275,7 +266,7 @@ fn a_loop_back_into_the_prefix_ends_it() {
         0x75, 0xfb,             // +6 jne  +3: executed many times per call
         0xc3,                   // +8 ret
     ];
-    let choice = choose_among(AllocFunction::Free, &free, &Elsewhere).expect("the entry is legal");
+    let choice = choose_among(Shape::Free, &free, &Elsewhere).expect("the entry is legal");
     assert_eq!((choice.offset, choice.emulated), stepped(0));
     let reason = "single-stepped, for no instruction before +3, where a jump comes back, is emulated";
     assert_eq!(choice.reason, reason);
@@ -286,7 +277,7 @@ fn a_loop_back_into_the_prefix_ends_it() {
         0x75, 0xfb,             // +4 jne  +1
         0xc3,                   // +6 ret
     ];
-    assert_eq!(site(AllocFunction::Free, &pushed), emulated(0));
+    assert_eq!(site(Shape::Free, &pushed), emulated(0));
 }
 
 #[test]
@@ -312,19 +303,19 @@ fn a_jump_from_a_split_off_part_ends_the_prefix() {
         0x0f, 0x84, 0xf3, 0x00, 0x00, 0x00, // +7  je   free.cold
         0xc3,                               // +13 ret
     ];
-    let choice = choose_among(AllocFunction::Free, &free, &Cold).expect("the entry is legal");
+    let choice = choose_among(Shape::Free, &free, &Cold).expect("the entry is legal");
     assert_eq!((choice.offset, choice.emulated), stepped(0));
-    assert_eq!(site(AllocFunction::Free, &free), emulated(7), "without the jump back");
+    assert_eq!(site(Shape::Free, &free), emulated(7), "without the jump back");
 }
 
 #[test]
 #[rustfmt::skip]
 fn a_jump_to_unknown_code_leaves_only_the_entry() {
-    let choice = choose_among(AllocFunction::Free, glibc::FREE, &Unknown).expect("the entry is legal");
+    let choice = choose_among(Shape::Free, glibc::FREE, &Unknown).expect("the entry is legal");
     assert_eq!((choice.offset, choice.emulated), stepped(0));
     assert!(choice.reason.contains("a jump leaves to 0x10c8, in no known function"), "{}", choice.reason);
     // At the entry there is nothing to prove.
-    let choice = choose_among(AllocFunction::Malloc, glibc::MALLOC, &Unknown).expect("the entry is legal");
+    let choice = choose_among(Shape::Malloc, glibc::MALLOC, &Unknown).expect("the entry is legal");
     assert_eq!((choice.offset, choice.emulated), emulated(0));
 }
 
@@ -348,7 +339,7 @@ fn code_without_bounds_is_searched_for_jumps_back() {
         0xe9, 0xf6, 0xff, 0xff, 0xff, // +9  jmp  +4
     ];
     for (segment, expected) in [(&MALLOC[..9], emulated(4)), (&MALLOC, stepped(0))] {
-        let choice = choose_among(AllocFunction::Malloc, &MALLOC[..9], &Segment(segment));
+        let choice = choose_among(Shape::Malloc, &MALLOC[..9], &Segment(segment));
         let choice = choice.expect("the entry is legal");
         assert_eq!((choice.offset, choice.emulated), expected);
     }
@@ -367,9 +358,9 @@ fn a_jump_table_leaves_only_the_entry() {
         0x90,                                     // +22 nop
         0xc3,                                     // +23 ret
     ];
-    assert_eq!(site(AllocFunction::Free, &free), stepped(0));
+    assert_eq!(site(Shape::Free, &free), stepped(0));
     let untracked: Vec<u8> = free.iter().copied().filter(|&byte| byte != 0x3e).collect();
-    assert_eq!(site(AllocFunction::Free, &untracked), stepped(0), "a jump table without its prefix");
+    assert_eq!(site(Shape::Free, &untracked), stepped(0), "a jump table without its prefix");
 }
 
 #[test]
@@ -382,9 +373,9 @@ fn the_entry_is_the_only_legal_site() {
         0x90,                   // nop
         0xc3,                   // ret
     ];
-    assert_eq!(site(AllocFunction::Malloc, &malloc), stepped(0));
+    assert_eq!(site(Shape::Malloc, &malloc), stepped(0));
     // free needs no return probe.
-    assert_eq!(site(AllocFunction::Free, &malloc), emulated(7));
+    assert_eq!(site(Shape::Free, &malloc), emulated(7));
 }
 
 #[test]
@@ -396,13 +387,13 @@ fn a_jump_into_the_middle_of_an_instruction() {
         0x75, 0xfb,             // +7 jne  +4: around the lock prefix
         0xc3,                   // +9 ret
     ];
-    assert_eq!(site(AllocFunction::Free, &free), stepped(0));
+    assert_eq!(site(Shape::Free, &free), stepped(0));
     let into_the_entry = [
         0x48, 0x85, 0xff,       // +0 test rdi,rdi
         0x75, 0xfc,             // +3 jne  +1
         0xc3,                   // +5 ret
     ];
-    let refused = choose_among(AllocFunction::Free, &into_the_entry, &Elsewhere);
+    let refused = choose_among(Shape::Free, &into_the_entry, &Elsewhere);
     assert!(matches!(refused, Err(Refusal::EntryOverlaps)));
 }
 
@@ -414,12 +405,12 @@ fn what_the_kernel_refuses_is_skipped() {
         0x48, 0x85, 0xff,       // +4 test rdi,rdi
         0xc3,                   // +7 ret
     ];
-    assert_eq!(site(AllocFunction::Free, &locked), stepped(4));
+    assert_eq!(site(Shape::Free, &locked), stepped(4));
     let system_call = [
         0x0f, 0x05,             // +0 syscall
         0xc3,                   // +2 ret
     ];
-    let refused = choose_among(AllocFunction::Free, &system_call, &Elsewhere);
+    let refused = choose_among(Shape::Free, &system_call, &Elsewhere);
     assert!(matches!(refused, Err(Refusal::NoLegalInstruction { .. })));
     for (name, instruction) in [
         ("int3", &[0xcc][..]),
@@ -435,7 +426,7 @@ fn what_the_kernel_refuses_is_skipped() {
         ("truncated push", &[0x41]),
         ("invalid", &[0x06]),
     ] {
-        let refused = choose_among(AllocFunction::Free, instruction, &Elsewhere);
+        let refused = choose_among(Shape::Free, instruction, &Elsewhere);
         assert!(matches!(refused, Err(Refusal::NoLegalInstruction { .. })), "{name}: {refused:?}");
     }
 }
@@ -444,25 +435,25 @@ fn what_the_kernel_refuses_is_skipped() {
 #[rustfmt::skip]
 fn nops_and_calls() {
     // Single-byte nops are emulated everywhere, longer ones only by new kernels.
-    assert_eq!(site(AllocFunction::Free, &[0x90, 0xc3]), emulated(0));
+    assert_eq!(site(Shape::Free, &[0x90, 0xc3]), emulated(0));
     let patchable = [
         0x0f, 0x1f, 0x44, 0x00, 0x00, // +0 nop  dword [rax+rax]
         0x53,                         // +5 push rbx
         0xc3,                         // +6 ret
     ];
-    assert_eq!(site(AllocFunction::Free, &patchable), emulated(5));
+    assert_eq!(site(Shape::Free, &patchable), emulated(5));
     let instrumented = [
         0xe8, 0x00, 0x01, 0x00, 0x00, // +0 call __fentry__
         0xc3,                         // +5 ret
     ];
-    assert_eq!(site(AllocFunction::Malloc, &instrumented), emulated(0));
+    assert_eq!(site(Shape::Malloc, &instrumented), emulated(0));
     let code = Code::new(BASE, &instrumented).expect("the fixture lies low");
-    let refused = choose(AllocFunction::Malloc, code, &Reentry::find(code, &[], &Elsewhere), true);
+    let refused = choose(Shape::Malloc, code, &Reentry::find(code, &[], &Elsewhere), true);
     assert!(matches!(refused, Err(Refusal::NoLegalInstruction { .. })), "a shadow stack forbids it");
     let later = [
         0x48, 0x89, 0xfb,             // +0 mov  rbx,rdi
         0xe8, 0x00, 0x01, 0x00, 0x00, // +3 call: no site, and rdi is lost behind it
         0x53,                         // +8 push rbx
     ];
-    assert_eq!(site(AllocFunction::Free, &later), stepped(0));
+    assert_eq!(site(Shape::Free, &later), stepped(0));
 }

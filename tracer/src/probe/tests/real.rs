@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use object::{Object, ObjectSymbol};
 
-use super::super::{AllocFunction, Plan, plan};
+use super::super::{Plan, Site, plan};
 use super::Unchanged;
 
 const LIBC: &str = "/lib/x86_64-linux-gnu/libc.so.6";
 const JEMALLOC: &str = "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2";
 const MUSL: &str = "/usr/lib/x86_64-linux-musl/libc.so";
+const TCMALLOC: &str = "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4";
+const MIMALLOC: &str = "/usr/lib/x86_64-linux-gnu/libmimalloc.so.2.0";
 const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 const LIBSTDCXX: &str = "/usr/lib/x86_64-linux-gnu/libstdc++.so.6";
 
@@ -78,7 +80,13 @@ fn check_sites(path: &str) {
             "{}",
             site.why
         );
-        assert_eq!(site.returns.is_none(), site.function.is_free());
+        let seen_elsewhere = site.shape.is_free() || site.is_probed_at_exits();
+        assert_eq!(site.returns.is_none(), seen_elsewhere);
+        assert!(
+            site.exits.iter().all(|exit| exit.instruction == "ret"),
+            "{}",
+            site.why
+        );
         assert!(site.returns.as_ref().is_none_or(|returns| returns == entry));
     }
     for note in &plan.notes {
@@ -88,55 +96,76 @@ fn check_sites(path: &str) {
 
 #[test]
 fn every_site_is_an_instruction_that_the_kernel_treats_as_planned() {
-    for path in [LIBC, JEMALLOC, MUSL, LOADER, LIBSTDCXX] {
+    for path in [LIBC, JEMALLOC, TCMALLOC, MIMALLOC, MUSL, LOADER, LIBSTDCXX] {
         check_sites(path);
     }
 }
 
-/// The functions whose site is emulated, and all functions that have a site.
-fn coverage(path: &str) -> Option<(Vec<AllocFunction>, Vec<AllocFunction>)> {
+/// An exception that passes a function with a return probe ends the process.
+#[test]
+fn functions_that_throw_have_no_return_probe() {
+    for path in [JEMALLOC, TCMALLOC, MIMALLOC] {
+        let Some((_, plan)) = plan_file(path) else {
+            continue;
+        };
+        let throws = |name: &str| name.starts_with("_Zn") && !name.contains("nothrow");
+        let site = plan.sites.iter().find(|site| throws(&site.symbol));
+        let site = site.unwrap_or_else(|| panic!("{path}: no operator new: {:?}", plan.notes));
+        assert!(
+            site.is_probed_at_exits() && !site.exits.is_empty(),
+            "{path}: {}",
+            site.why
+        );
+        for site in &plan.sites {
+            assert!(
+                !(throws(&site.symbol) && site.returns.is_some()),
+                "{path}: {}",
+                site.why
+            );
+        }
+    }
+}
+
+/// The symbols whose site is emulated, and those whose site is single-stepped.
+fn coverage(path: &str) -> Option<(Vec<String>, Vec<String>)> {
     let (_, plan) = plan_file(path)?;
-    let emulated = plan
-        .sites
-        .iter()
-        .filter(|site| site.entry.emulated)
-        .map(|site| site.function)
-        .collect();
-    Some((emulated, plan.sites.iter().map(|site| site.function).collect()))
+    let (emulated, stepped): (Vec<Site>, Vec<Site>) =
+        plan.sites.into_iter().partition(|site| site.entry.emulated);
+    let symbols = |sites: Vec<Site>| sites.into_iter().map(|site| site.symbol).collect();
+    Some((symbols(emulated), symbols(stepped)))
 }
 
 #[test]
 fn glibc_is_covered_and_only_reallocarray_is_single_stepped() {
-    let Some((emulated, all)) = coverage(LIBC) else {
+    let Some((emulated, stepped)) = coverage(LIBC) else {
         return;
     };
-    let stepped: Vec<_> = all
-        .iter()
-        .filter(|function| !emulated.contains(function))
-        .collect();
-    assert_eq!(stepped, [&AllocFunction::ReallocArray]);
-    for function in AllocFunction::ALL {
-        // memalign and aligned_alloc are one function in glibc before 2.38.
-        assert!(
-            function == AllocFunction::Memalign || all.contains(&function),
-            "{function} has no site"
-        );
+    assert_eq!(stepped, ["reallocarray"]);
+    // memalign and aligned_alloc are one function in glibc before 2.38.
+    for name in [
+        "malloc",
+        "calloc",
+        "realloc",
+        "free",
+        "posix_memalign",
+        "aligned_alloc",
+        "valloc",
+        "pvalloc",
+    ] {
+        assert!(emulated.iter().any(|symbol| symbol == name), "{name} has no site");
     }
 }
 
 #[test]
 fn jemalloc_is_covered_by_emulated_sites() {
-    let Some((emulated, all)) = coverage(JEMALLOC) else {
+    let Some((emulated, stepped)) = coverage(JEMALLOC) else {
         return;
     };
-    assert_eq!(emulated, all);
-    for function in [
-        AllocFunction::Malloc,
-        AllocFunction::Free,
-        AllocFunction::Realloc,
-        AllocFunction::Calloc,
+    assert!(stepped.is_empty(), "{stepped:?}");
+    for name in [
+        "malloc", "free", "realloc", "calloc", "mallocx", "rallocx", "xallocx", "sdallocx", "_Znwm",
     ] {
-        assert!(all.contains(&function), "{function} has no site");
+        assert!(emulated.iter().any(|symbol| symbol == name), "{name} has no site");
     }
 }
 
