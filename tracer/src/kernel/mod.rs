@@ -4,6 +4,8 @@ mod array;
 mod books;
 mod programs;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 
