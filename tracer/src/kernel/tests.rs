@@ -50,7 +50,10 @@ fn every_program_is_accepted() {
         match load(program) {
             Ok(()) => {
                 accepted += 1;
-                let count = program.info().ok().and_then(|info| info.verified_instruction_count());
+                let count = program
+                    .info()
+                    .ok()
+                    .and_then(|info| info.verified_instruction_count());
                 println!("accepted {name}: {} instructions followed", count.unwrap_or(0));
             }
             Err(error) => refused.push(format!("{name}: {}", reason(&error))),
