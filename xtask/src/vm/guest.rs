@@ -1,45 +1,44 @@
 //! What runs inside: the tests, and the script that runs them as the machine's first process.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::{process, workspace};
 
-/// A test that runs in every kernel. To add one, add it to [`TESTS`].
+/// A program of tests, and those of its tests that run in every kernel.
 #[derive(Clone, Copy, Debug)]
-pub struct GuestTest {
+pub struct TestProgram {
     /// The directory of its package, in the workspace.
     package: &'static str,
-    /// How cargo selects its test program.
-    program: &'static [&'static str],
-    /// Its full name.
-    pub name: &'static str,
-    /// A test of the same program that runs here first, because it builds the targets that this one traces; it needs
-    /// no root. There is no compiler inside.
-    builder: Option<&'static str>,
+    /// How cargo selects it.
+    selection: &'static [&'static str],
+    /// Full names of tests.
+    pub tests: &'static [&'static str],
+    /// Tests that run here first, because they build the targets that the others trace: there is no compiler inside.
+    builders: &'static [&'static str],
 }
 
-/// Every test that runs in every kernel, in this order.
-pub const TESTS: [GuestTest; 3] = [
-    GuestTest {
+/// Everything that runs in every kernel, in this order.
+pub const PROGRAMS: [TestProgram; 2] = [
+    TestProgram {
         package: "tracer",
-        program: &["--lib"],
-        name: "kernel::tests::every_program_is_accepted",
-        builder: None,
+        selection: &["--lib"],
+        tests: &[
+            "kernel::tests::every_program_is_accepted",
+            "probe::tests::kernel::glibc_sites_fire_once_per_call",
+        ],
+        builders: &[],
     },
-    GuestTest {
-        package: "tracer",
-        program: &["--lib"],
-        name: "probe::tests::kernel::glibc_sites_fire_once_per_call",
-        builder: None,
-    },
-    GuestTest {
+    TestProgram {
         package: "tests",
-        program: &["--test", "ground_truth"],
-        name: "one_thread",
-        builder: Some("the_books_add_up"),
+        selection: &["--test", "ground_truth"],
+        tests: &["one_thread"],
+        builders: &["the_books_add_up"],
     },
 ];
 
@@ -60,39 +59,40 @@ pub const DONE: &str = "done";
 /// processor can be that slow.
 const COMPLAINTS: &str = "WARNING: |BUG: [^s]|Oops|general protection|refcount_t|suspicious RCU";
 
-/// A compiled test.
+/// A program of tests, compiled.
 #[derive(Clone, Debug)]
-pub struct Prepared {
+pub struct Compiled {
     /// Which one.
-    pub test: GuestTest,
-    /// Its test program.
-    pub program: PathBuf,
+    pub program: TestProgram,
+    /// The executable.
+    pub path: PathBuf,
 }
 
-impl GuestTest {
-    /// Compiles its test program and builds its targets.
+impl TestProgram {
+    /// Compiles it and builds its targets.
     ///
     /// # Errors
     /// When something does not compile.
-    pub fn prepare(self) -> Result<Prepared> {
+    pub fn compile(self) -> Result<Compiled> {
         let mut cargo = process::command("cargo");
         cargo
             .current_dir(self.directory())
             .args(["test", "--no-run", "--message-format=json-render-diagnostics"])
-            .args(self.program);
+            .args(self.selection)
+            .stderr(Stdio::inherit());
         println!("+ {}", process::line(&cargo));
-        let output = cargo.stderr(std::process::Stdio::inherit()).output()?;
+        let output = cargo.output().context("cannot start cargo")?;
         if !output.status.success() {
-            bail!("`{}` failed", process::line(&cargo));
+            bail!("`{}` failed ({})", process::line(&cargo), output.status);
         }
-        let program = test_program(&String::from_utf8_lossy(&output.stdout))
-            .with_context(|| format!("cargo built no test program for {}", self.name))?;
-        if let Some(builder) = self.builder {
-            let mut build = process::command(&program);
+        let path = test_program(&String::from_utf8_lossy(&output.stdout))
+            .with_context(|| format!("`{}` built no test program", process::line(&cargo)))?;
+        for builder in self.builders {
+            let mut build = process::command(&path);
             build.current_dir(self.directory()).args(["--exact", builder]);
             process::run(&mut build)?;
         }
-        Ok(Prepared { test: self, program })
+        Ok(Compiled { program: self, path })
     }
 
     /// Where cargo would run it.
@@ -111,7 +111,7 @@ fn test_program(messages: &str) -> Option<PathBuf> {
 }
 
 /// The script: busybox's shell runs it as process 1.
-pub fn script(tests: &[Prepared], memtrace: &Path) -> String {
+pub fn script(programs: &[Compiled], memtrace: &Path) -> String {
     let mut script = format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /bin\n\
@@ -124,17 +124,16 @@ pub fn script(tests: &[Prepared], memtrace: &Path) -> String {
          echo \"{MARK}{KERNEL}$(uname -r)\"\n",
         memtrace.display()
     );
-    for Prepared { test, program } in tests {
-        script.push_str(&format!(
-            "cd {}\n\
-             echo '{MARK}{BEGIN}{}'\n\
-             {} --exact {} --nocapture\n\
-             echo \"{MARK}{END}$?\"\n",
-            test.directory().display(),
-            test.name,
-            program.display(),
-            test.name,
-        ));
+    for Compiled { program, path } in programs {
+        script.push_str(&format!("cd {}\n", program.directory().display()));
+        for test in program.tests {
+            script.push_str(&format!(
+                "echo '{MARK}{BEGIN}{test}'\n\
+                 {} --exact {test} --nocapture\n\
+                 echo \"{MARK}{END}$?\"\n",
+                path.display()
+            ));
+        }
     }
     script.push_str(&format!(
         "dmesg | grep -E '{COMPLAINTS}' | sed 's/^/{MARK}{COMPLAINT}/'\n\

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     cpio::Archive,
-    guest::{self, GuestTest, Prepared},
+    guest::{self, Compiled, TestProgram},
 };
 use crate::{build, process, setup, workspace};
 
@@ -20,10 +20,13 @@ use crate::{build, process, setup, workspace};
 ///
 /// # Errors
 /// When something does not compile or a program is missing that cannot be installed.
-pub fn make(tests: &[GuestTest]) -> Result<PathBuf> {
+pub fn make(programs: &[TestProgram]) -> Result<PathBuf> {
     let busybox = setup::program("busybox", "busybox-static")?;
     let memtrace = build::build(build::Profile::Debug)?;
-    let tests: Vec<Prepared> = tests.iter().map(|test| test.prepare()).collect::<Result<_>>()?;
+    let programs: Vec<Compiled> = programs
+        .iter()
+        .map(|program| program.compile())
+        .collect::<Result<_>>()?;
 
     let path = workspace::target().join("vm/initramfs");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
@@ -32,21 +35,16 @@ pub fn make(tests: &[GuestTest]) -> Result<PathBuf> {
     for directory in ["/proc", "/sys", "/dev", "/tmp"] {
         archive.directory(Path::new(directory))?;
     }
-    archive.file(Path::new("/init"), guest::script(&tests, &memtrace).as_bytes())?;
+    archive.file(Path::new("/init"), guest::script(&programs, &memtrace).as_bytes())?;
     archive.file(Path::new("/bin/busybox"), &read(&busybox)?)?;
 
-    let compiled: BTreeSet<&Path> = tests
-        .iter()
-        .map(|test| test.program.as_path())
-        .chain([memtrace.as_path()])
-        .collect();
     let targets = [
         files(&workspace::root().join("tests/targets"))?,
         files(&workspace::target().join("debug/memtrace-tests"))?,
     ]
     .concat();
     let mut libraries: BTreeSet<PathBuf> = libraries(&busybox).into_iter().collect();
-    for program in compiled {
+    for program in programs.iter().map(|program| &program.path).chain([&memtrace]) {
         libraries.extend(self::libraries(program));
         archive.file(program, &without_debug_information(program)?)?;
     }
@@ -57,8 +55,8 @@ pub fn make(tests: &[GuestTest]) -> Result<PathBuf> {
     for library in libraries.iter().filter(|library| !targets.contains(library)) {
         archive.file(library, &read(library)?)?;
     }
-    for test in &tests {
-        archive.directory(&test.test.directory())?;
+    for compiled in &programs {
+        archive.directory(&compiled.program.directory())?;
     }
     archive.finish()?;
     Ok(path)

@@ -58,6 +58,15 @@ impl Accel {
         }
     }
 
+    /// Emulated processors take turns in one thread of qemu. With a thread each, which is hardly faster, one of them may
+    /// execute an instruction that another has just replaced, and the kernel replaces its own (`int3` Oops of 6.12).
+    fn option(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg,thread=single",
+        }
+    }
+
     fn processor(self) -> &'static str {
         match self {
             Self::Kvm => "host",
@@ -124,7 +133,7 @@ impl Machine<'_> {
     fn command(&self, accel: Accel) -> Command {
         let mut command = process::command(self.qemu);
         command
-            .args(["-accel", accel.name(), "-cpu", accel.processor()])
+            .args(["-accel", accel.option(), "-cpu", accel.processor()])
             .args(["-m", "2G", "-smp", "2"])
             // Nothing but a serial line.
             .args([
