@@ -30,6 +30,7 @@ pub const PROGRAMS: [TestProgram; 2] = [
         selection: &["--lib"],
         tests: &[
             "kernel::tests::every_program_is_accepted",
+            "probe::tests::emulation::the_kernel_emulates_what_the_rules_say",
             "probe::tests::kernel::glibc_sites_fire_once_per_call",
         ],
         builders: &[],
