@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::suite::Suite;
+use super::{package::Package, suite::Suite};
 use crate::workspace;
 
 /// A kernel that can be booted.
@@ -88,7 +88,7 @@ impl Kernel {
             let directory = self.directory();
             fs::create_dir_all(&directory)
                 .with_context(|| format!("cannot create {}", directory.display()))?;
-            let package = Suite::open(self.suite, mirror)?.kernel()?;
+            let package = Package::fetch(&Suite::open(self.suite, mirror)?)?;
             fs::copy(package.vmlinuz()?, directory.join("vmlinuz"))?;
             fs::copy(package.config()?, directory.join("config"))?;
             // Last: with it, all is here.

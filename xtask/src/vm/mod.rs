@@ -8,6 +8,7 @@ mod initramfs;
 mod kernels;
 mod machine;
 mod package;
+mod qemu;
 mod suite;
 mod verdict;
 
@@ -22,9 +23,9 @@ use clap::Args;
 use self::{
     kernels::{Image, KERNELS, Kernel},
     machine::{Accel, Machine, Stopped},
+    qemu::Qemu,
     verdict::Verdict,
 };
-use crate::setup;
 
 /// What to boot, and how.
 #[derive(Args)]
@@ -75,7 +76,7 @@ pub fn vm(options: &Options) -> Result<ExitCode> {
         list();
         return Ok(ExitCode::SUCCESS);
     }
-    let qemu = setup::program("qemu-system-x86_64", "qemu-system-x86")?;
+    let qemu = Qemu::provide(options.mirror.as_deref())?;
     let mut images = Vec::new();
     for kernel in &chosen {
         images.push(kernel.provide(options.mirror.as_deref(), options.fetch)?);

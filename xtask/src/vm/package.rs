@@ -1,13 +1,14 @@
 //! The packages of one kernel, unpacked.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-use crate::process;
+use super::suite::{Suite, remove};
+use crate::workspace;
+
+/// The package that depends on the newest kernel for cloud machines.
+const META_PACKAGE: &str = "linux-image-cloud-amd64";
 
 /// A kernel's packages, unpacked.
 pub struct Package {
@@ -17,31 +18,28 @@ pub struct Package {
 }
 
 impl Package {
-    /// In an empty directory, into which the packages are downloaded next.
+    /// Fetches the suite's newest kernel.
     ///
     /// # Errors
-    /// When it cannot be made.
-    pub fn empty(release: &str, directory: PathBuf) -> Result<Self> {
-        remove(&directory)?;
-        fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-        Ok(Self {
+    /// When the suite has none or it cannot be downloaded.
+    pub fn fetch(suite: &Suite) -> Result<Self> {
+        let meta = suite.dependencies(META_PACKAGE)?;
+        let release = meta
+            .iter()
+            .find_map(|package| package.strip_prefix("linux-image-"))
+            .with_context(|| format!("{META_PACKAGE} depends on no kernel"))?;
+        // Since Linux 7 the image and its configuration are in packages that this one depends on.
+        let image = format!("linux-image-{release}");
+        let parts = ["binary", "base"].map(|part| format!("linux-{part}-{release}"));
+        let dependencies = suite.dependencies(&image)?;
+        let mut packages = vec![image];
+        packages.extend(parts.into_iter().filter(|part| dependencies.contains(part)));
+        let package = Self {
             release: release.to_owned(),
-            directory,
-        })
-    }
-
-    /// Unpacks what was downloaded.
-    ///
-    /// # Errors
-    /// When dpkg cannot.
-    pub fn unpack(&self) -> Result<()> {
-        let packages: Vec<_> = fs::read_dir(&self.directory)?.collect::<Result<_, _>>()?;
-        for package in packages {
-            let mut dpkg = process::command("dpkg");
-            dpkg.arg("--extract").arg(package.path()).arg(&self.directory);
-            process::run(&mut dpkg)?;
-        }
-        Ok(())
+            directory: workspace::target().join("vm/unpacked"),
+        };
+        suite.unpack(&packages, &package.directory)?;
+        Ok(package)
     }
 
     /// The compressed kernel.
@@ -77,16 +75,7 @@ impl Package {
 
 impl Drop for Package {
     fn drop(&mut self) {
-        // The modules take ten times what is kept. What stays is removed before the next download.
+        // The modules take ten times what is kept. What cannot be removed now is before the next download.
         let _ = remove(&self.directory);
-    }
-}
-
-fn remove(directory: &Path) -> Result<()> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
-        }
-        _ => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! Fetching kernels from Debian's archive with apt, from any suite, without touching the machine's own sources.
+//! Fetching packages from Debian's archive with apt, from any suite, without touching the machine's own sources.
 
 use std::{
     fs,
@@ -8,17 +8,14 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::package::Package;
 use crate::{process, workspace};
 
-/// The package that depends on the newest kernel for cloud machines.
-const META_PACKAGE: &str = "linux-image-cloud-amd64";
 /// The keys of Debian's archive (package debian-archive-keyring).
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// One suite of Debian, with package lists of its own below `target/vm`.
 pub struct Suite {
-    name: &'static str,
+    name: String,
     directory: PathBuf,
 }
 
@@ -27,7 +24,7 @@ impl Suite {
     ///
     /// # Errors
     /// When no mirror is known or it does not answer.
-    pub fn open(name: &'static str, mirror: Option<&str>) -> Result<Self> {
+    pub fn open(name: &str, mirror: Option<&str>) -> Result<Self> {
         let mirror = match mirror {
             Some(mirror) => mirror.to_owned(),
             None => own_mirror()?,
@@ -37,7 +34,10 @@ impl Suite {
             fs::create_dir_all(directory.join(part))
                 .with_context(|| format!("cannot create {}", directory.display()))?;
         }
-        let suite = Self { name, directory };
+        let suite = Self {
+            name: name.to_owned(),
+            directory,
+        };
         let signed = if Path::new(KEYRING).exists() {
             format!(" signed-by={KEYRING}")
         } else {
@@ -52,37 +52,39 @@ impl Suite {
         Ok(suite)
     }
 
-    /// Fetches the suite's newest kernel and unpacks it.
+    /// Downloads packages and unpacks them into `directory`, replacing what was there.
     ///
     /// # Errors
-    /// When the suite has none or it cannot be downloaded.
-    pub fn kernel(&self) -> Result<Package> {
-        let meta = self.dependencies(META_PACKAGE)?;
-        let release = meta
-            .iter()
-            .find_map(|package| package.strip_prefix("linux-image-"))
-            .with_context(|| format!("{META_PACKAGE} of {} depends on no kernel", self.name))?;
-        // Since Linux 7 the image and its configuration are in packages that this one depends on.
-        let image = format!("linux-image-{release}");
-        let parts = ["binary", "base"].map(|part| format!("linux-{part}-{release}"));
-        let dependencies = self.dependencies(&image)?;
-        let mut packages = vec![image];
-        packages.extend(parts.into_iter().filter(|part| dependencies.contains(part)));
-
-        let directory = self.directory.join("unpacked");
-        let package = Package::empty(release, directory.clone())?;
+    /// When the suite does not have them or they cannot be downloaded.
+    pub fn unpack(&self, packages: &[String], directory: &Path) -> Result<()> {
+        let [downloads, unpacked] = ["downloads", "unpacked"].map(|name| self.directory.join(name));
+        for directory in [&downloads, &unpacked] {
+            remove(directory)?;
+            fs::create_dir_all(directory)
+                .with_context(|| format!("cannot create {}", directory.display()))?;
+        }
         process::run(
             self.apt("apt-get")
-                .current_dir(&directory)
+                .current_dir(&downloads)
                 .args(["--quiet=2", "download"])
-                .args(&packages),
+                .args(packages),
         )?;
-        package.unpack()?;
-        Ok(package)
+        for package in fs::read_dir(&downloads)? {
+            let mut dpkg = process::command("dpkg");
+            dpkg.arg("--extract").arg(package?.path()).arg(&unpacked);
+            process::run(&mut dpkg)?;
+        }
+        // Complete or not there at all.
+        remove(directory)?;
+        fs::rename(&unpacked, directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        remove(&downloads)
     }
 
     /// The names of the packages that the newest version of `package` depends on.
-    fn dependencies(&self, package: &str) -> Result<Vec<String>> {
+    ///
+    /// # Errors
+    /// When the suite has no such package.
+    pub fn dependencies(&self, package: &str) -> Result<Vec<String>> {
         let shown = process::output(self.apt("apt-cache").args(["show", "--no-all-versions", package]))
             .with_context(|| format!("Debian's {} has no package {package}", self.name))?;
         let depends = shown
@@ -141,5 +143,18 @@ fn own_mirror() -> Result<String> {
             "apt knows no mirror of Debian's archive here: run `apt-get update` if this is Debian, else name one with \
              `--mirror URL`"
         ),
+    }
+}
+
+/// Removes a directory, if it is there.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn remove(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
+        }
+        _ => Ok(()),
     }
 }
