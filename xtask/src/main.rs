@@ -1,4 +1,4 @@
-//! memtrace's developer commands: `cargo xtask setup`, `build`, `run`, `test` and `bench`, one module each.
+//! memtrace's developer commands: `cargo xtask setup`, `build`, `run`, `test`, `bench` and `vm`, one module each.
 
 mod bench;
 mod build;
@@ -7,6 +7,7 @@ mod run;
 mod setup;
 mod signal;
 mod test;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -50,6 +51,8 @@ enum Command {
     /// Measure what tracing costs.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Boot other kernels under qemu: load every eBPF program there and run an end-to-end heap test.
+    Vm(vm::Options),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +74,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Run { args } if args.is_empty() => run::demo(),
         Command::Run { args } => run::memtrace(&args),
         Command::Bench(bench) => bench::bench(&bench),
+        Command::Vm(options) => vm::vm(&options),
         Command::Test { filter } => test::test(filter.as_deref()),
     }
 }

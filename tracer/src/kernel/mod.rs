@@ -9,6 +9,8 @@ mod programs;
 mod sampling;
 mod spaces;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod tracefs;
 
 use std::io;

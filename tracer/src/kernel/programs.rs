@@ -37,7 +37,7 @@ use super::{
 use crate::probe::{InnerRole, Shape, Site};
 
 /// The programs, as `build.rs` compiled them.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-programs"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-programs"));
 
 /// The kernel's own bytes for each element of a hash map, beside key and value
 /// (`kernel/bpf/hashtab.c`, `struct htab_elem`: 48, and 16 for the bucket).

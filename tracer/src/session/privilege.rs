@@ -1,6 +1,11 @@
 //! What memtrace may do, checked before anything is tried.
 
-use std::io;
+use std::{fs, io};
+
+use aya::{
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported},
+};
 
 use super::Error;
 
@@ -14,7 +19,7 @@ const CHECKPOINT_RESTORE: (u8, &str) = (40, "CAP_CHECKPOINT_RESTORE");
 /// The initial PID namespace (`include/linux/proc_ns.h`, `PROC_PID_INIT_INO`).
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-/// Checks privileges and the PID namespace.
+/// Checks privileges, the PID namespace and the kernel.
 ///
 /// # Errors
 /// [`Error::Privilege`], which names what is missing.
@@ -33,7 +38,8 @@ pub fn check() -> Result<(), Error> {
             "no privilege: {names} missing; run it as root: sudo memtrace …"
         )));
     }
-    check_namespace()
+    check_namespace()?;
+    check_kernel()
 }
 
 /// `CAP_SYS_ADMIN` includes what the finer ones allow, except for reading another process's memory.
@@ -55,7 +61,7 @@ fn missing(effective: u64) -> Vec<&'static str> {
 
 /// The programs see process ids of the initial namespace.
 fn check_namespace() -> Result<(), Error> {
-    match std::fs::read_link("/proc/self/ns/pid") {
+    match fs::read_link("/proc/self/ns/pid") {
         Ok(link) if link.as_os_str() == INITIAL_PID_NAMESPACE => Ok(()),
         Ok(_) => Err(Error::Privilege(
             "memtrace runs in a PID namespace of its own; run it on the host, or in a container with hostPID"
@@ -64,6 +70,26 @@ fn check_namespace() -> Result<(), Error> {
         Err(error) => Err(Error::Privilege(format!(
             "cannot read /proc/self/ns/pid: {error}"
         ))),
+    }
+}
+
+/// Tries the newest of what every run needs of the kernel.
+fn check_kernel() -> Result<(), Error> {
+    match is_helper_supported(ProgramType::KProbe, BpfHelper::BPF_FUNC_get_attach_cookie) {
+        Ok(false) => {
+            let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+            Err(Error::Privilege(format!(
+                "this kernel ({}) is too old: its eBPF has no attach cookies (bpf_get_attach_cookie); memtrace needs \
+                 Linux 5.15 or newer",
+                release.trim()
+            )))
+        }
+        Ok(true) => Ok(()),
+        // Whatever keeps this from loading will keep memtrace's programs too, and is told then.
+        Err(error) => {
+            log::debug!("cannot find out whether eBPF has attach cookies: {error}");
+            Ok(())
+        }
     }
 }
 

@@ -41,10 +41,10 @@ struct PerfEventAttr {
 }
 
 /// A counter of how often one thread passes one probe.
-struct Counter(OwnedFd);
+pub(super) struct Counter(OwnedFd);
 
 impl Counter {
-    fn attach(path: &str, point: &ProbePoint, returns: bool, thread: i32) -> io::Result<Self> {
+    pub(super) fn attach(path: &str, point: &ProbePoint, returns: bool, thread: i32) -> io::Result<Self> {
         let kind = std::fs::read_to_string(UPROBE_TYPE)?;
         let path = CString::new(path)?;
         let attributes = PerfEventAttr {
@@ -75,7 +75,7 @@ impl Counter {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    fn read(self) -> u64 {
+    pub(super) fn read(self) -> u64 {
         let mut count = [0; 8];
         File::from(self.0)
             .read_exact(&mut count)
@@ -242,7 +242,7 @@ fn count(target: &mut Target, path: &str, plan: &Plan) -> Option<BTreeMap<String
 }
 
 /// Not root, a container without the capability, or a kernel without uprobes.
-fn unsupported(error: &io::Error) -> bool {
+pub(super) fn unsupported(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EACCES | libc::EPERM | libc::ENOENT | libc::ENOSYS)

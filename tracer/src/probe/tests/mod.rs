@@ -3,6 +3,7 @@
 
 mod crafted;
 mod elf;
+mod emulation;
 mod kernel;
 mod prefixes;
 mod real;
