@@ -63,14 +63,14 @@ pub struct Stack {
     pub recorded: u64,
     /// When blocks are sampled: how many of the recorded were freed.
     pub recorded_freed: u64,
-    /// Index of the first frame, the innermost; frames are stored next to each other.
-    pub frames_start: u32,
-    /// How many frames there are.
-    pub frames_len: u16,
+    /// What finds the stack again in the programs' table of stacks.
+    pub key: u64,
     /// An [`EndReason`]: why the walk stopped.
     pub end: u8,
-    /// 1 once the frames can be read.
+    /// 1 once the stack is complete.
     pub ready: u8,
+    /// Padding.
+    pub _pad: [u8; 6],
     /// The address space whose books these are; 0 for [`OVERFLOW_STACK`].
     pub space: u32,
     /// The stack that these blocks were allocated at by an ancestor, and inherited from by fork; 0 if they are the
@@ -177,20 +177,16 @@ pub const NO_SPACE: u32 = 0;
 
 const _: () = assert!(size_of::<BlockKey>() == 16);
 const _: () = assert!(size_of::<Block>() == 24);
-const _: () = assert!(size_of::<Stack>() == 72);
+const _: () = assert!(size_of::<Stack>() == 80);
 
 /// The switches that user space sets and the positions that the programs advance; the only element of its map.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Control {
-    /// Index of the next free stack; past the end when the table is full.
+    /// Index of the next stack that was never used; past the end when the table is full.
     pub next_stack: u64,
-    /// Index of the next free frame; past the end when the table is full.
-    pub next_frame: u64,
     /// How many stacks fit.
     pub stacks: u64,
-    /// How many frames fit.
-    pub frames: u64,
     /// The number of the next address space.
     pub next_space: u64,
     /// Smaller blocks are not recorded (bytes).
@@ -212,6 +208,16 @@ pub struct Control {
     pub sampled: u32,
     /// 1 if blocks are left out on purpose: a free of a block that is not in the books then says nothing.
     pub selective: u32,
+}
+
+/// What goes to user space of each new stack, before its frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FramesHeader {
+    /// Index of the stack.
+    pub stack: u32,
+    /// How many frames follow.
+    pub len: u32,
 }
 
 /// What is known of a process (by its thread group id in the initial PID namespace).

@@ -7,7 +7,7 @@
 
 use crate::{
     bound::masked,
-    layout::{EndReason, MAX_FRAMES},
+    layout::{EndReason, FramesHeader, MAX_FRAMES},
     unwind::{CfaKind, FpKind, Mapping, NO_TABLE, PAGE_SHIFT, Page, Row, frame},
 };
 
@@ -104,6 +104,8 @@ pub struct Walk {
     skip: u8,
     /// Padding.
     _pad: [u8; 3],
+    /// For the copy of the frames that goes to user space; they follow.
+    pub header: FramesHeader,
     /// What it found, innermost first, packed by [`frame::pack`].
     pub frames: [u64; MAX_FRAMES],
     /// The values of the slots that decided where the walk went.
@@ -146,6 +148,7 @@ impl Walk {
             is_return: 0,
             skip: 0,
             _pad: [0; 3],
+            header: FramesHeader { stack: 0, len: 0 },
             frames: [0; MAX_FRAMES],
             check_values: [0; MAX_CHECKS],
             check_offsets: [0; MAX_CHECKS],

@@ -9,13 +9,13 @@ use aya_ebpf::{
 use memtrace_ebpf::layout::{Block, BlockKey, Counter, GONE, Stack, tail};
 
 use super::{
-    atomic, count_for, heap, ids,
+    count_for, heap, ids,
     maps::{self, Fork},
-    stack::stack_key,
+    stack::{free_index, stack_key},
 };
 
 /// Stacks looked at in one program before it calls the next; the kernel allows 33 calls.
-const STACKS_AT_ONCE: u32 = 512;
+const STACKS_AT_ONCE: u32 = 2048;
 /// How many generations of ancestors a block is looked for in.
 const GENERATIONS: u32 = 4;
 /// How many younger siblings of each are looked at.
@@ -93,34 +93,27 @@ fn inherit(ctx: TracePointContext) -> u32 {
 /// Gives the child a stack with what lives of this one.
 #[inline(always)]
 fn copy(stack: &Stack, id: u32, child: u32) {
-    let Some(control) = maps::CONTROL.get_ptr_mut(0) else {
-        return;
-    };
-    // SAFETY: the pointers are to words of a map's element.
-    let new = unsafe {
-        if (*control).next_stack >= (*control).stacks {
-            return count_for(child, Counter::NotInherited, 1);
-        }
-        atomic::fetch_add(&raw mut (*control).next_stack, 1) as u32
+    let Some(new) = free_index() else {
+        return count_for(child, Counter::NotInherited, 1);
     };
     let Some(slot) = maps::STACKS.get_ptr_mut(new) else {
         return count_for(child, Counter::NotInherited, 1);
     };
     let origin = if stack.origin != 0 { stack.origin } else { id };
+    let key = copy_key(child, origin);
     // SAFETY: the element was reserved for this stack.
     unsafe {
         (*slot).alloc_objects = stack.alloc_objects.wrapping_sub(stack.freed_objects);
         (*slot).alloc_bytes = stack.alloc_bytes.wrapping_sub(stack.freed_bytes);
         (*slot).born_sum = stack.born_sum;
         (*slot).recorded = stack.recorded.wrapping_sub(stack.recorded_freed);
-        (*slot).frames_start = stack.frames_start;
-        (*slot).frames_len = stack.frames_len;
+        (*slot).key = key;
         (*slot).end = stack.end;
         (*slot).space = child;
         (*slot).origin = origin;
         (*slot).ready = 1;
     }
-    let _full = maps::STACK_IDS.insert(&copy_key(child, origin), &new, BPF_NOEXIST as u64);
+    let _full = maps::STACK_IDS.insert(&key, &new, BPF_NOEXIST as u64);
 }
 
 /// Books that a process freed a block that it has from an ancestor; false if it has not.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, ProgramArray, RingBuf},
+    maps::{Array, HashMap, LpmTrie, ProgramArray, Queue, RingBuf},
 };
 use memtrace_ebpf::{
     layout::{Block, BlockKey, Control, Ledger, Member, Space, Stack, WishKey, tail},
@@ -20,6 +20,8 @@ const NO_PREALLOC: u32 = 1;
 pub const MAX_NESTED: usize = 4;
 /// How many walks are remembered; a power of two.
 pub const WALK_COUNT: u32 = 1024;
+/// Room for the frames of some 40,000 stacks that user space has not read so far.
+pub const FRAMES_BYTES: u32 = 8 << 20;
 /// How many words of the stack are compared in one copy.
 pub const COPY_WORDS: usize = 256;
 
@@ -145,9 +147,12 @@ pub static STACK_IDS: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
 /// Stacks by index; at load.
 #[map]
 pub static STACKS: Array<Stack> = Array::with_max_entries(1, MMAPABLE);
-/// The frames of all stacks; at load.
+/// Stacks that can be used again; at load.
 #[map]
-pub static FRAMES: Array<u64> = Array::with_max_entries(1, MMAPABLE);
+pub static FREE_STACKS: Queue<u32> = Queue::with_max_entries(1, 0);
+/// The frames of new stacks, on their way to user space.
+#[map]
+pub static FRAMES: RingBuf = RingBuf::with_byte_size(FRAMES_BYTES, 0);
 
 #[map]
 pub static WALKS: Array<Walk> = Array::with_max_entries(WALK_COUNT, 0);

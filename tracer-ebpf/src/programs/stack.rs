@@ -2,14 +2,17 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_NOEXIST, pt_regs},
-    helpers::{bpf_probe_read_user, generated::bpf_probe_read_user as probe_read_user},
+    bindings::{BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, pt_regs},
+    helpers::{
+        bpf_probe_read_user,
+        generated::{bpf_probe_read_user as probe_read_user, bpf_ringbuf_output, bpf_ringbuf_query},
+    },
     macros::uprobe,
     programs::ProbeContext,
 };
 use memtrace_ebpf::{
     bound::masked,
-    layout::{Control, Counter, EndReason, MAX_FRAMES, OVERFLOW_STACK, tail},
+    layout::{Control, Counter, EndReason, FramesHeader, MAX_FRAMES, OVERFLOW_STACK, tail},
     unwind::{Mapping, Page, Row},
     walk::{Memory, Tables, Walk},
 };
@@ -259,13 +262,13 @@ pub fn stack_key(space: u32, frames: u64) -> u64 {
 
 /// The index of the stack that the walk found; [`OVERFLOW_STACK`] if the tables are full.
 #[inline(always)]
-fn intern(space: u32, walk: &Walk, reason: EndReason) -> u32 {
+fn intern(space: u32, walk: &mut Walk, reason: EndReason) -> u32 {
     let hash = stack_key(space, walk.hash ^ reason as u64);
     if let Some(id) = maps::STACK_IDS.get_ptr(&hash) {
         // SAFETY: the pointer is to a map's element, which is never removed.
         return unsafe { *id };
     }
-    let Some(id) = store(space, walk, reason) else {
+    let Some(id) = store(space, walk, hash, reason) else {
         count(Counter::StacksFull, 1);
         return OVERFLOW_STACK;
     };
@@ -280,38 +283,70 @@ fn intern(space: u32, walk: &Walk, reason: EndReason) -> u32 {
     }
 }
 
-/// Stores the frames under a new index.
+/// Gives the stack an index, and sends its frames to user space.
 #[inline(always)]
-fn store(space: u32, walk: &Walk, reason: EndReason) -> Option<u32> {
-    let control = maps::CONTROL.get_ptr_mut(0)?;
-    let count = walk.frames_len;
-    // SAFETY: the pointers are to words of a map's element.
-    let (id, start) = unsafe {
-        // Positions stop near the end of the tables, so that they never come round to used elements.
-        if (*control).next_stack > (*control).stacks || (*control).next_frame > (*control).frames {
-            return None;
-        }
-        (
-            atomic::fetch_add(&raw mut (*control).next_stack, 1) as u32,
-            atomic::fetch_add(&raw mut (*control).next_frame, count as u64) as u32,
-        )
+fn store(space: u32, walk: &mut Walk, key: u64, reason: EndReason) -> Option<u32> {
+    let id = free_index()?;
+    walk.header = FramesHeader {
+        stack: id,
+        len: walk.frames_len,
     };
-    let stack = maps::STACKS.get_ptr_mut(id)?;
-    for i in 0..MAX_FRAMES as u32 {
-        if i >= count {
-            break;
-        }
-        let slot = maps::FRAMES.get_ptr_mut(start.wrapping_add(i))?;
-        // SAFETY: the element was reserved for this stack.
-        unsafe { *slot = walk.frames[masked::<MAX_FRAMES>(i as usize)] };
+    if !send_frames(walk) {
+        let _never_full = maps::FREE_STACKS.push(id, 0);
+        return None;
     }
+    let stack = maps::STACKS.get_ptr_mut(id)?;
     // SAFETY: the element was reserved for this stack.
     unsafe {
-        (*stack).frames_start = start;
-        (*stack).frames_len = count as u16;
+        (*stack).key = key;
         (*stack).end = reason as u8;
         (*stack).space = space;
+        (*stack).origin = 0;
         (*stack).ready = 1;
     }
     Some(id)
+}
+
+/// An index that no stack has; `None` if the table is full.
+#[inline(always)]
+pub fn free_index() -> Option<u32> {
+    if let Ok(Some(id)) = maps::FREE_STACKS.pop() {
+        return Some(id);
+    }
+    let control = maps::CONTROL.get_ptr_mut(0)?;
+    // SAFETY: the pointers are to words of a map's element.
+    unsafe {
+        // Positions stop near the end of the table, so that they never come round to used elements.
+        if (*control).next_stack >= (*control).stacks {
+            return None;
+        }
+        let id = atomic::fetch_add(&raw mut (*control).next_stack, 1);
+        (id < (*control).stacks).then_some(id as u32)
+    }
+}
+
+/// False if there is no room until user space has read.
+#[inline(always)]
+fn send_frames(walk: &mut Walk) -> bool {
+    const HEADER: u64 = size_of::<FramesHeader>() as u64;
+    let map = (&raw const maps::FRAMES).cast_mut().cast();
+    let frames = masked::<{ 2 * MAX_FRAMES }>(walk.frames_len as usize) as u64;
+    if frames > MAX_FRAMES as u64 {
+        return false;
+    }
+    // SAFETY: the map is one. Header and frames lie next to each other in the walk, which this thread holds the lock of.
+    unsafe {
+        let waiting = bpf_ringbuf_query(map, BPF_RB_AVAIL_DATA as u64);
+        // User space reads when it needs the frames, or here.
+        let flags = match waiting > maps::FRAMES_BYTES as u64 / 2 {
+            true => BPF_RB_FORCE_WAKEUP,
+            false => BPF_RB_NO_WAKEUP,
+        };
+        bpf_ringbuf_output(
+            map,
+            (&raw mut walk.header).cast(),
+            HEADER + 8 * frames,
+            flags as u64,
+        ) == 0
+    }
 }

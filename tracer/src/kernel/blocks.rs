@@ -16,6 +16,8 @@ use super::KernelError;
 
 /// `BPF_MAP_LOOKUP_BATCH` (`include/uapi/linux/bpf.h`, `enum bpf_cmd`); Linux 5.6.
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
+/// `BPF_MAP_DELETE_ELEM`.
+const MAP_DELETE_ELEM: libc::c_long = 3;
 /// Blocks read by one call. The kernel wants room for a whole bucket of its hash table, which is a few blocks.
 const BATCH: usize = 16 << 10;
 
@@ -30,6 +32,17 @@ struct BatchAttributes {
     count: u32,
     map_fd: u32,
     elem_flags: u64,
+    flags: u64,
+}
+
+/// What `BPF_MAP_DELETE_ELEM` takes (`include/uapi/linux/bpf.h`, `union bpf_attr`).
+#[derive(Default)]
+#[repr(C)]
+struct ElementAttributes {
+    map_fd: u32,
+    _pad: u32,
+    key: u64,
+    value: u64,
     flags: u64,
 }
 
@@ -72,6 +85,40 @@ impl Blocks {
                 return Ok(());
             }
         }
+    }
+
+    /// Removes the blocks that `choose` takes.
+    ///
+    /// # Errors
+    /// As [`Blocks::for_each`].
+    pub(super) fn remove_if(&mut self, choose: impl Fn(&BlockKey) -> bool) -> Result<(), KernelError> {
+        let mut chosen = Vec::new();
+        self.for_each(|key, _| {
+            if choose(key) {
+                chosen.push(*key);
+            }
+        })?;
+        for key in chosen {
+            self.remove(&key);
+        }
+        Ok(())
+    }
+
+    fn remove(&self, key: &BlockKey) {
+        let mut attributes = ElementAttributes {
+            map_fd: self.map.fd().as_fd().as_raw_fd() as u32,
+            key: &raw const *key as u64,
+            ..ElementAttributes::default()
+        };
+        // SAFETY: the kernel reads the key. That a process has removed it meanwhile is no failure.
+        unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                MAP_DELETE_ELEM,
+                &raw mut attributes,
+                size_of::<ElementAttributes>(),
+            )
+        };
     }
 
     /// Reads the blocks from `position` on and moves it; how many there were, and whether these were the last.

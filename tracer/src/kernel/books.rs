@@ -1,6 +1,6 @@
 //! Reading the books: counters, stacks and their frames, straight from the kernel's memory.
 
-use std::mem::offset_of;
+use std::{mem::offset_of, os::fd::BorrowedFd};
 
 use aya::{
     Ebpf,
@@ -10,7 +10,9 @@ use memtrace_ebpf::layout::{
     Block, BlockKey, COUNTERS, Counter, EndReason, GONE, Ledger, OVERFLOW_STACK, Stack,
 };
 
-use super::{KernelError, array::MappedArray, blocks::Blocks, sampling::SizeClasses};
+use super::{
+    KernelError, array::MappedArray, blocks::Blocks, frames::Frames, reuse::Reuse, sampling::SizeClasses,
+};
 
 /// One stack's books with its frames.
 #[derive(Clone, Debug)]
@@ -71,12 +73,12 @@ impl Live {
 }
 
 /// The kernel's books.
-#[derive(Debug)]
 pub struct Books {
-    blocks: Blocks,
+    pub(super) blocks: Blocks,
     classes: SizeClasses,
-    stacks: MappedArray<Stack>,
-    frames: MappedArray<u64>,
+    pub(super) stacks: MappedArray<Stack>,
+    pub(super) frames: Frames,
+    pub(super) reuse: Reuse,
     ledgers: HashMap<MapData, u32, [u8; size_of::<Ledger>()]>,
 }
 
@@ -86,7 +88,8 @@ impl Books {
             blocks: Blocks::take(ebpf)?,
             classes: SizeClasses::default(),
             stacks: MappedArray::take(ebpf, "STACKS")?,
-            frames: MappedArray::take(ebpf, "FRAMES")?,
+            frames: Frames::take(ebpf)?,
+            reuse: Reuse::take(ebpf)?,
             ledgers: super::spaces::take(ebpf, "LEDGERS")?,
         })
     }
@@ -163,7 +166,18 @@ impl Books {
     /// The stacks among the first `count` on which anything was booked for an address space. What has no stack belongs to
     /// all.
     pub fn used_stacks(&self, count: usize, space: u32) -> Vec<RawStack> {
-        (0..count).filter_map(|id| self.used_stack(id, space)).collect()
+        let used = (0..count).filter_map(|id| self.used_stack(id, space));
+        used.chain(self.reuse.retired(space)).collect()
+    }
+
+    /// Reads the frames that the programs sent; before anything else that needs them.
+    pub fn read_frames(&mut self) {
+        self.frames.read();
+    }
+
+    /// The descriptor that becomes readable when many frames wait to be read.
+    pub fn frames_fd(&self) -> BorrowedFd<'_> {
+        self.frames.fd()
     }
 
     fn used_stack(&self, id: usize, space: u32) -> Option<RawStack> {
@@ -179,16 +193,18 @@ impl Books {
                 end: EndReason::Running,
             });
         }
-        let start = books.frames_start as usize;
-        let frames = (start..start + usize::from(books.frames_len))
-            .map_while(|i| self.frames.get(i))
-            .collect();
-        let end = EndReason::from_u8(books.end).unwrap_or(EndReason::OutOfSteps);
+        let id = id as u32;
+        let frames = self.frames.get(id).or_else(|| self.frames.get(books.origin));
         Some(RawStack {
-            id: id as u32,
+            id,
             books,
-            frames,
-            end,
+            frames: frames.map_or_else(Vec::new, |frames| frames.to_vec()),
+            end: end_of(&books),
         })
     }
+}
+
+/// Why the walk of a stack stopped.
+pub(super) fn end_of(stack: &Stack) -> EndReason {
+    EndReason::from_u8(stack.end).unwrap_or(EndReason::OutOfSteps)
 }

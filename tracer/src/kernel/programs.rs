@@ -46,6 +46,9 @@ const HASH_OVERHEAD: u64 = 64;
 /// The number of the first address space; 0 is none.
 pub const FIRST_SPACE: u32 = 1;
 
+/// The kernel memory for frames that are not read so far (`memtrace_ebpf`, `FRAMES`).
+const FRAMES_BYTES: u64 = 8 << 20;
+
 /// How large the kernel's tables are.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -57,8 +60,6 @@ pub struct Limits {
     pub processes: u32,
     /// Distinct stacks.
     pub stacks: u32,
-    /// Frames of all distinct stacks.
-    pub frames: u32,
     /// Room for unwind tables.
     pub tables: TableRoom,
 }
@@ -76,7 +77,7 @@ impl Limits {
         let threads = u64::from(self.threads) * (328 + HASH_OVERHEAD);
         let tables =
             u64::from(self.tables.rows) * 8 + u64::from(self.tables.pages) * size_of::<Page>() as u64;
-        stacks + threads + tables + u64::from(self.frames) * 8
+        stacks + threads + tables + FRAMES_BYTES
     }
 }
 
@@ -105,7 +106,7 @@ impl Programs {
             .map_max_entries("THREADS", limits.threads)
             .map_max_entries("STACK_IDS", limits.stacks)
             .map_max_entries("STACKS", limits.stacks)
-            .map_max_entries("FRAMES", limits.frames)
+            .map_max_entries("FREE_STACKS", limits.stacks)
             .map_max_entries("ROWS", limits.tables.rows)
             .map_max_entries("PAGES", limits.tables.pages)
             .map_max_entries("MAPPINGS", limits.tables.prefixes)
@@ -141,7 +142,6 @@ impl Programs {
                 next_space: u64::from(FIRST_SPACE) + 1,
                 follow: u32::from(follow),
                 stacks: u64::from(limits.stacks),
-                frames: u64::from(limits.frames),
                 ..Control::default()
             },
         );
@@ -184,6 +184,11 @@ impl Programs {
     /// What was counted.
     pub fn books(&self) -> &Books {
         &self.books
+    }
+
+    /// The same, to read new frames and to make room.
+    pub fn books_mut(&mut self) -> &mut Books {
+        &mut self.books
     }
 
     /// Begins to trace a process, in an address space of its own with this set of mappings.

@@ -1,6 +1,7 @@
 //! One run of memtrace: attach, wait, write what was found.
 
 mod files;
+mod heirs;
 mod history;
 mod images;
 mod launch;

@@ -36,6 +36,8 @@ use crate::{
 
 /// How often the status line changes.
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
+/// How often room is made in the kernel's tables, if it is needed.
+const TIDY_PERIOD: Duration = Duration::from_secs(1);
 /// Without `--duration`: longer than any machine runs.
 const FOREVER: Duration = Duration::from_secs(1 << 32);
 
@@ -191,6 +193,8 @@ impl Run<'_> {
         let notices = watch(self.tracer.notices_fd())?;
         let mut log = program_log(&mut self.tracer)?;
         let log_ready = watch(log.as_fd())?;
+        let frames = watch(self.tracer.frames_fd())?;
+        let mut next_tidying = Instant::now() + TIDY_PERIOD;
         let mut trend = Trend::default();
         let start = Instant::now();
         let end = start + self.arguments.duration.unwrap_or(FOREVER);
@@ -233,6 +237,14 @@ impl Run<'_> {
                 () = sleep_until(next_status) => {
                     self.line.update(&self.status(&mut trend));
                     next_status += STATUS_PERIOD;
+                }
+                ready = frames.readable() => {
+                    acknowledge(ready);
+                    self.tracer.read_frames();
+                }
+                () = sleep_until(next_tidying) => {
+                    self.tracer.tidy();
+                    next_tidying = Instant::now() + TIDY_PERIOD;
                 }
                 ready = log_ready.readable() => {
                     acknowledge(ready);

@@ -1,7 +1,7 @@
 //! Everything that is attached, from the first reading of the mappings to the last snapshot.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     num::NonZeroU32,
     os::fd::BorrowedFd,
     sync::Arc,
@@ -10,7 +10,7 @@ use std::{
 
 use memtrace_ebpf::layout::{Counter, NO_SPACE, Notice, NoticeKind};
 
-use super::{Error, files::Files, history::History, images::Images, snapshot, space::Space};
+use super::{Error, files::Files, heirs::Heirs, history::History, images::Images, snapshot, space::Space};
 use crate::{
     kernel::{FIRST_SPACE, KernelError, Limits, Live, Programs, TableRoom},
     snapshot::{Coverage, Origin, Selection, Snapshot},
@@ -23,8 +23,6 @@ const THREADS: u32 = 16 << 10;
 const PROCESSES: u32 = 16 << 10;
 /// Distinct stacks of one run.
 const STACKS: u32 = 64 << 10;
-/// Frames of all distinct stacks.
-const FRAMES: u32 = 1 << 20;
 /// Rows kept free for libraries that are loaded later.
 const SPARE_ROWS: u32 = 1536 << 10;
 /// Pages kept free for them.
@@ -70,6 +68,10 @@ pub struct Tracer {
     /// Address spaces that are no more; `true` if the process executed another program. Their books stay in the kernel until
     /// there is time to read them.
     ending: VecDeque<(Space, bool)>,
+    /// Address spaces whose books have been read for the last time.
+    dead: HashSet<u32>,
+    /// Which address space was forked from which, as long as the tables may hold something of either.
+    parents: HashMap<u32, u32>,
     look_at_ends: Option<Instant>,
 }
 
@@ -107,6 +109,8 @@ impl Tracer {
             history: History::default(),
             clock: Instant::now(),
             ending: VecDeque::new(),
+            dead: HashSet::new(),
+            parents: HashMap::new(),
             look_at_ends: None,
         };
         space.layout = tracer.files.new_layout();
@@ -210,6 +214,8 @@ impl Tracer {
     /// The last word on the next address space that is no more; `None` also if there is nothing to tell of it.
     pub fn take_past(&mut self) -> Option<Past> {
         let (mut space, executed) = self.ending.pop_front()?;
+        self.programs.books_mut().read_frames();
+        self.dead.insert(space.id);
         space.say_what_is_not_visible();
         let mut snapshot = self.snapshot(&space, &self.old_blocks());
         if snapshot.coverage.allocators.is_empty() && !snapshot.sites.is_empty() {
@@ -230,6 +236,44 @@ impl Tracer {
         for space in self.spaces.values_mut() {
             space.is_held = on;
         }
+    }
+
+    /// The descriptor that becomes readable when many frames wait to be read.
+    pub fn frames_fd(&self) -> BorrowedFd<'_> {
+        self.programs.books().frames_fd()
+    }
+
+    /// Reads frames that wait.
+    pub fn read_frames(&mut self) {
+        self.programs.books_mut().read_frames();
+    }
+
+    /// Makes room in the tables; to be called now and then.
+    pub fn tidy(&mut self) {
+        let count = self.programs.stack_count();
+        if self.programs.books_mut().make_room(count) {
+            self.programs.mappings_changed();
+        }
+        if self.dead.is_empty() {
+            return;
+        }
+        let dead = std::mem::take(&mut self.dead);
+        let heirs = Heirs::of(
+            &self.parents,
+            self.spaces
+                .keys()
+                .chain(self.ending.iter().map(|(space, _)| &space.id)),
+        );
+        let given_back = self
+            .programs
+            .books_mut()
+            .give_back(count, &dead, |key| heirs.may_hold(key));
+        if let Err(error) = given_back {
+            log::debug!("the table of blocks is not tidied: {error}");
+        }
+        let needed = heirs.needed;
+        self.parents
+            .retain(|child, parent| needed.contains(child) || needed.contains(parent));
     }
 
     /// Stops recording, so that the next snapshot is the last word.
@@ -263,7 +307,8 @@ impl Tracer {
     }
 
     /// Reads the books of every address space.
-    pub fn snapshots(&self) -> Vec<Snapshot> {
+    pub fn snapshots(&mut self) -> Vec<Snapshot> {
+        self.programs.books_mut().read_frames();
         let old_blocks = self.old_blocks();
         let spaces = self.spaces.values();
         spaces.map(|space| self.snapshot(space, &old_blocks)).collect()
@@ -356,6 +401,7 @@ impl Tracer {
             self.look_at_ends.get_or_insert_with(Instant::now);
         }
         self.anchor(&mut space);
+        self.parents.insert(notice.space, notice.earlier);
         self.spaces.insert(notice.space, space);
     }
 
@@ -473,7 +519,6 @@ fn limits(settings: &Settings, room: TableRoom) -> Limits {
         threads: THREADS,
         processes: PROCESSES,
         stacks: STACKS,
-        frames: FRAMES,
         tables,
     }
 }
