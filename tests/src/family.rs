@@ -53,6 +53,28 @@ impl Relative {
         Ok(Self { pid, parent, sites })
     }
 
+    /// Insists that the profile is as near to it as samples that are `distance` bytes apart must be.
+    pub fn assert_near(&self, heap: &Heap, distance: f64) -> Result<()> {
+        let sum = |inherited| {
+            let sites = heap.by_function_and_origin(SITES, inherited);
+            sites.values().map(|site| site.inuse_bytes).sum::<i64>()
+        };
+        let own = self.sites.values().map(|(own, ..)| own.inuse_bytes).sum::<i64>();
+        let inherited = self.sites.values().map(|(.., bytes)| bytes).sum::<i64>();
+        for (what, truth, estimate) in [("own", own, sum(false)), ("inherited", inherited, sum(true))] {
+            // n samples of b bytes stand for N bytes each at least, and are off by N each at most.
+            let error = distance * (truth as f64 / distance).sqrt().max(1.0);
+            ensure!(
+                ((estimate - truth) as f64).abs() <= 6.0 * error,
+                "process {} (from {}), {what}: {estimate} instead of {truth} bytes, more than 6 times {error:.0} off\n{}",
+                self.pid,
+                self.parent,
+                heap.comments.join("\n")
+            );
+        }
+        Ok(())
+    }
+
     /// Insists that the profile says exactly the same.
     pub fn assert_equal(&self, heap: &Heap) -> Result<()> {
         let (own, inherited) = (

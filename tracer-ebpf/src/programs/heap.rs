@@ -340,11 +340,15 @@ fn release(control: &Control, space: u32, tid: u32, address: u64) {
         inherit::keep_for_children(&key);
     }
     if let Some(block) = take(&key) {
-        book_free(&block);
-    } else if control.selective == 0
-        && !is_allocators_own(tid, address)
-        && !(control.follow != 0 && inherit::free(space, address))
-    {
+        return book_free(&block);
+    }
+    // When few blocks are recorded, this is what most frees come to.
+    let tells_nothing = control.selective != 0 && control.follow == 0;
+    if tells_nothing || is_allocators_own(tid, address) {
+        return;
+    }
+    let was_inherited = control.follow != 0 && inherit::free(space, address);
+    if !was_inherited && control.selective == 0 {
         count(Counter::UnmatchedFrees, 1);
     }
 }
@@ -404,7 +408,7 @@ pub fn book(space: u32, address: u64, size: u64, stack: u32) {
                 worth.objects.wrapping_mul(born as u64),
             );
             if worth.is_estimate {
-                atomic::add(&raw mut (*stack).recorded, 1);
+                atomic::add(&raw mut (*stack).live_samples, 1);
             }
         }
     }
@@ -422,7 +426,7 @@ pub fn book_free(block: &Block) {
             let births = worth.objects.wrapping_mul(block.born as u64);
             atomic::add(&raw mut (*stack).born_sum, births.wrapping_neg());
             if worth.is_estimate {
-                atomic::add(&raw mut (*stack).recorded_freed, 1);
+                atomic::add(&raw mut (*stack).live_samples, 1_u64.wrapping_neg());
             }
         }
     }

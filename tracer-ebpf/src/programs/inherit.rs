@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::tracepoint,
     programs::TracePointContext,
 };
-use memtrace_ebpf::layout::{Block, BlockKey, Counter, GONE, Stack, tail};
+use memtrace_ebpf::layout::{Block, BlockKey, Counter, FREED, GONE, Stack, tail};
 
 use super::{
     count_for, heap, ids,
@@ -106,7 +106,7 @@ fn copy(stack: &Stack, id: u32, child: u32) {
         (*slot).alloc_objects = stack.alloc_objects.wrapping_sub(stack.freed_objects);
         (*slot).alloc_bytes = stack.alloc_bytes.wrapping_sub(stack.freed_bytes);
         (*slot).born_sum = stack.born_sum;
-        (*slot).recorded = stack.recorded.wrapping_sub(stack.recorded_freed);
+        (*slot).live_samples = stack.live_samples;
         (*slot).key = key;
         (*slot).end = stack.end;
         (*slot).space = child;
@@ -117,10 +117,18 @@ fn copy(stack: &Stack, id: u32, child: u32) {
 }
 
 /// Books that a process freed a block that it has from an ancestor; false if it has not.
+///
+/// Where some blocks are left out on purpose, it may have freed that before, and have one of its own there now.
 #[inline(never)]
 pub fn free(space: u32, address: u64) -> bool {
+    let is_selective = maps::CONTROL.get(0).is_some_and(|control| control.selective != 0);
     let mut heir = space;
+    // Which of the heir's forks led to the process.
+    let mut fork = u32::MAX;
     for _ in 0..GENERATIONS {
+        if is_selective && find(heir | FREED, address).is_some_and(|block| block.forks < fork) {
+            return false;
+        }
         let Some(ledger) = maps::LEDGERS.get_ptr(&heir) else {
             return false;
         };
@@ -132,9 +140,10 @@ pub fn free(space: u32, address: u64) -> bool {
         // A younger block is the ancestor's alone.
         let found = freed_since(heir, address).or_else(|| find(ancestor, address));
         if let Some(block) = found.filter(|block| block.forks < nth) {
-            return book_inherited(space, block);
+            return book_inherited(space, address, block, is_selective);
         }
         heir = ancestor;
+        fork = nth;
     }
     false
 }
@@ -203,12 +212,27 @@ fn find(space: u32, address: u64) -> Option<Block> {
 }
 
 #[inline(always)]
-fn book_inherited(space: u32, block: Block) -> bool {
+fn book_inherited(space: u32, address: u64, block: Block, is_selective: bool) -> bool {
     let Some(copy) = maps::STACK_IDS.get_ptr(&copy_key(space, block.stack)) else {
         return false;
     };
     // SAFETY: the pointer is to a map's element.
     let stack = unsafe { *copy };
+    if is_selective {
+        let key = BlockKey {
+            address,
+            space: space | FREED,
+            _pad: 0,
+        };
+        let freed = Block {
+            forks: forks(space),
+            ..block
+        };
+        // Of two threads, or without room, none books it twice.
+        if maps::LIVE.insert(&key, &freed, BPF_NOEXIST as u64).is_err() {
+            return false;
+        }
+    }
     heap::book_free(&Block { stack, ..block });
     true
 }

@@ -7,7 +7,7 @@ use aya::{
     maps::{HashMap, MapData},
 };
 use memtrace_ebpf::layout::{
-    Block, BlockKey, COUNTERS, Counter, EndReason, GONE, Ledger, OVERFLOW_STACK, Stack,
+    Block, BlockKey, COUNTERS, Counter, EndReason, FREED, GONE, Ledger, OVERFLOW_STACK, Stack,
 };
 
 use super::{
@@ -48,7 +48,7 @@ pub struct Live {
     /// Sum of the times of birth (ticks); wraps.
     pub born_sum: u64,
     /// When blocks are sampled: how many these are.
-    pub recorded: u64,
+    pub samples: u64,
 }
 
 impl Live {
@@ -59,7 +59,7 @@ impl Live {
             objects: stack.alloc_objects.saturating_sub(stack.freed_objects),
             bytes: stack.alloc_bytes.saturating_sub(stack.freed_bytes),
             born_sum: stack.born_sum,
-            recorded: stack.recorded.saturating_sub(stack.recorded_freed),
+            samples: stack.live_samples,
         }
     }
 
@@ -68,7 +68,7 @@ impl Live {
         self.bytes = self.bytes.wrapping_add(weight.wrapping_mul(block.size));
         let births = weight.wrapping_mul(block.born.into());
         self.born_sum = self.born_sum.wrapping_add(births);
-        self.recorded += 1;
+        self.samples += 1;
     }
 }
 
@@ -114,7 +114,7 @@ impl Books {
         let mut live = Vec::new();
         self.blocks.for_each(|key, block| {
             let stack = block.stack as usize;
-            if key.space & GONE != 0 || !choose(key, block) || stack >= self.stack_room() {
+            if key.space & (FREED | GONE) != 0 || !choose(key, block) || stack >= self.stack_room() {
                 return;
             }
             if live.len() <= stack {

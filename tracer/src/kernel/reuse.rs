@@ -146,8 +146,6 @@ impl Books {
         kept.alloc_bytes = kept.alloc_bytes.wrapping_add(stack.alloc_bytes);
         kept.freed_objects += stack.freed_objects;
         kept.freed_bytes = kept.freed_bytes.wrapping_add(stack.freed_bytes);
-        kept.recorded += stack.recorded;
-        kept.recorded_freed += stack.recorded_freed;
         self.free_stack(id);
     }
 

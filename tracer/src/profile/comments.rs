@@ -100,13 +100,11 @@ pub(crate) fn chosen(snapshot: &Snapshot) -> Vec<String> {
     } = snapshot.selection;
     let mut sentences = Vec::new();
     if let Some(mean) = sample_bytes {
-        let sum = |samples: fn(&Site) -> u64| snapshot.sites.iter().map(samples).sum::<u64>();
+        let live: u64 = snapshot.sites.iter().map(|site| site.live_samples).sum();
         sentences.push(format!(
-            "sampled: one in {mean} bytes on average; objects and bytes are estimates, from {} recorded blocks, of which \
-             {} are live; standard error of the bytes in n recorded blocks: at most {mean}·√n",
-            sum(|site| site.alloc_samples),
-            sum(|site| site.live_samples)
+            "sampled: one in {mean} bytes on average; objects and bytes are estimates; standard error of b bytes: at most √({mean}·b)"
         ));
+        sentences.push(format!("samples that live: {live}"));
     }
     if min_size > 0 {
         sentences.push(format!("not recorded: blocks smaller than {min_size} bytes"));
@@ -116,7 +114,7 @@ pub(crate) fn chosen(snapshot: &Snapshot) -> Vec<String> {
     }
     if !min_age.is_zero() {
         sentences.push(format!(
-            "inuse values: only of blocks at least {} s old; alloc values: of all",
+            "inuse values: only of blocks at least {} s old, and of inherited ones; alloc values: of all",
             min_age.as_secs_f64()
         ));
     }

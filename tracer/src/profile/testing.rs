@@ -25,7 +25,6 @@ pub(crate) fn site(frames: &[u64], end: EndReason, live: (u64, u64), allocated: 
         live_bytes: live.1,
         mean_age: Duration::from_secs(4),
         recent_change: 0,
-        alloc_samples: 0,
         live_samples: 0,
     }
 }

@@ -371,13 +371,13 @@ fn estimates_are_called_so() {
     );
     snapshot.selection.sample_bytes = std::num::NonZeroU64::new(4096);
     snapshot.selection.min_size = 16;
-    (snapshot.sites[0].alloc_samples, snapshot.sites[0].live_samples) = (7, 3);
-    (snapshot.sites[1].alloc_samples, snapshot.sites[1].live_samples) = (1, 1);
+    snapshot.sites[0].live_samples = 3;
+    snapshot.sites[1].live_samples = 1;
     let profile = heap(&snapshot, &mut Symbolizer::new(), AllocatorFrames::Keep);
     assert_eq!(profile.period, 4096);
     let comments = Reader(&profile).comments().join("\n");
     assert!(
-        comments.contains("estimates, from 8 recorded blocks, of which 4 are live"),
+        comments.contains("sampled: one in 4096 bytes") && comments.contains("samples that live: 4"),
         "{comments}"
     );
     assert!(

@@ -105,8 +105,7 @@ fn site(books: &Books, stack: RawStack, live: &Live, now: u64, earlier: Option<&
         alloc_bytes: books.whole(stack.books.alloc_bytes),
         live_objects: books.whole(live.objects),
         live_bytes,
-        alloc_samples: stack.books.recorded,
-        live_samples: live.recorded,
+        live_samples: live.samples,
         mean_age: Duration::from_nanos(mean_ticks << TICK_SHIFT),
         recent_change: live_bytes as i64 - before as i64,
     }

@@ -31,9 +31,7 @@ pub struct Site {
     pub mean_age: Duration,
     /// Change of `live_bytes` over [`Snapshot::recent`].
     pub recent_change: i64,
-    /// When blocks are sampled: how many were recorded since tracing began; the other numbers are estimates from these.
-    pub alloc_samples: u64,
-    /// How many of these live now.
+    /// When blocks are sampled: how many samples live; the other numbers are estimates.
     pub live_samples: u64,
 }
 
