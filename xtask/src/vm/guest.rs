@@ -38,7 +38,7 @@ pub const PROGRAMS: [TestProgram; 2] = [
     TestProgram {
         package: "tests",
         selection: &["--test", "ground_truth"],
-        tests: &["one_thread"],
+        tests: &["one_thread", "attached_twice"],
         builders: &["the_books_add_up"],
     },
 ];

@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use super::suite::Suite;
 use crate::{process, setup, workspace};
 
-/// The first release that is known to be good. In a machine that 7.2 emulates, `pushf` now and then stores garbage: of
-/// 115 boots of Debian's 6.12, 11 panicked, at places that have nothing to do with memtrace; with 10.0, of 50, none.
+/// The first release that is known to be good. In a machine that 7.2 emulates, the flags register now and then holds
+/// garbage after `cmpxchg16b`: of 115 boots of Debian's 6.12, 11 panicked, with 10.0, of 50, none.
 const GOOD: u32 = 10;
 /// What is fetched when the installed one is older. Its libraries come with the installed one.
 const PACKAGES: [&str; 3] = ["qemu-system-x86", "qemu-system-common", "qemu-system-data"];

@@ -115,6 +115,7 @@ impl Suite {
              Dir::State::Status \"/dev/null\";\n\
              Dir::Cache \"{directory}/cache\";\n\
              APT::Architecture \"amd64\";\n\
+             APT::Update::Error-Mode \"any\";\n\
              APT::Sandbox::User \"root\";\n\
              Acquire::Languages \"none\";\n\
              Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n"
