@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use memtrace_ebpf::{
     bound::{masked, opaque},
-    layout::{Block, BlockKey, CallKind, Counter, TICK_SHIFT, entry},
+    layout::{Block, BlockKey, CallKind, Counter, TICK_SHIFT, entry, exit},
 };
 
 use super::{
@@ -160,22 +160,33 @@ fn leave_at_exit(ctx: ProbeContext) -> u32 {
     let Some(thread) = maps::THREADS.get_ptr_mut(&tid) else {
         return 0;
     };
-    // SAFETY: the element is this thread's, and no other program runs for it meanwhile. The registers are valid.
-    let (thread, regs) = unsafe { (&mut *thread, &*ctx.regs) };
-    if !pop_at_exit(thread, regs.rsp) {
+    // SAFETY: the element is this thread's, and no other program runs for it meanwhile. The context and the registers are
+    // those that the kernel passed to this program.
+    let (thread, regs, cookie) = unsafe { (&mut *thread, &*ctx.regs, bpf_get_attach_cookie(ctx.as_ptr())) };
+    let condition = (cookie >> exit::CONDITION_SHIFT) as u32 & 15;
+    if cookie & exit::CONDITIONAL != 0 && !exit::is_taken(condition, regs.eflags) {
         return 0;
     }
-    thread.address = settle(space, &thread.calls[0], regs.rax);
+    if !pop_at_exit(thread, regs.rsp.wrapping_add(cookie & exit::SLOT)) {
+        return 0;
+    }
+    let result = register(regs, (cookie >> exit::REGISTER_SHIFT) as u32 & 15);
+    thread.address = settle(space, &thread.calls[0], result);
     thread.size = thread.calls[0].size;
     if thread.address == 0 {
         return 0;
     }
+    let ids = (space, tid);
+    if cookie & exit::RETURNS == 0 {
+        stack::find_and_book(&ctx, regs, stack::From::Inside, control, ids, thread);
+        return 0;
+    }
     let caller = stack::Start {
         pc: thread.calls[0].return_address,
-        sp: regs.rsp + 8,
+        sp: regs.rsp.wrapping_add(8),
         fp: regs.rbp,
     };
-    stack::find_from(&ctx, caller, stack::From::Caller, control, (space, tid), thread);
+    stack::find_from(&ctx, caller, stack::From::Caller, control, ids, thread);
     0
 }
 

@@ -17,7 +17,7 @@ use aya::{
     },
 };
 use memtrace_ebpf::{
-    layout::{Block, BlockKey, CallKind, Control, Notice, Stack, entry, tail},
+    layout::{Block, BlockKey, CallKind, Control, Notice, Stack, entry, exit, tail},
     unwind::Page,
 };
 
@@ -170,9 +170,10 @@ impl Programs {
         if !site.inner.is_empty() {
             return self.attach_inner(site, file, anchor, floor);
         }
-        for point in &site.exits {
-            let exit = if floor { "floor" } else { "leave_at_exit" };
-            self.attach(exit, point.file_offset, None, file, anchor)?;
+        for exit in &site.exits {
+            let name = if floor { "floor" } else { "leave_at_exit" };
+            let cookie = exit::cookie(exit.slot, exit.register, exit.condition, exit.returns);
+            self.attach(name, exit.point.file_offset, Some(cookie), file, anchor)?;
         }
         let (entry, cookie) = if floor {
             ("floor", None)

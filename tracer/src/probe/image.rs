@@ -227,6 +227,13 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
         named.collect()
     }
 
+    /// Whether the unwind information covers an address.
+    pub fn has_frame(&self, address: u64) -> bool {
+        self.frames
+            .as_ref()
+            .is_some_and(|frames| frames.covering(address).is_some())
+    }
+
     /// The slot that the code at this address jumps through, if it is a stub of the PLT.
     pub fn slot_of_stub(&self, address: u64) -> Option<u64> {
         let segment = self.segment(address)?;

@@ -22,6 +22,7 @@ mod exits;
 mod forward;
 mod frames;
 mod function;
+mod hoist;
 mod image;
 mod inner;
 mod kernel_rules;
@@ -39,7 +40,7 @@ pub use inner::InnerRole;
 pub use names::Family;
 pub use verify::CodeReader;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use error::Refusal;
@@ -90,7 +91,7 @@ pub struct Site {
     pub returns: Option<ProbePoint>,
     /// Where the function returns, if an exception may pass it: these replace `returns`, see `exits`. What several
     /// functions share is listed at one of them.
-    pub exits: Vec<ProbePoint>,
+    pub exits: Vec<ExitPoint>,
     /// Sites inside the function that replace both `entry` and `returns`; empty unless the build is known.
     pub inner: Vec<InnerPoint>,
     /// One sentence for `--verbose`.
@@ -131,6 +132,21 @@ pub struct InnerPoint {
     pub point: ProbePoint,
 }
 
+/// A site from which on a function returns.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ExitPoint {
+    /// The instruction.
+    pub point: ProbePoint,
+    /// Bytes from the stack pointer up to the slot of the return address.
+    pub slot: u16,
+    /// The number of the register that holds the result.
+    pub register: u8,
+    /// The condition under which the function returns from here, as encoded in a conditional jump; `None`: always.
+    pub condition: Option<u8>,
+    /// Whether the instruction is the `ret`, at which the caller's registers are restored.
+    pub returns: bool,
+}
+
 /// All probe sites of an image.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Plan {
@@ -148,15 +164,15 @@ impl Plan {
 
     /// What is probed, in few words: whole families by their name, single functions by theirs. Empty if nothing is.
     pub fn functions(&self) -> String {
-        let mut families: BTreeMap<&Family, Vec<&str>> = BTreeMap::new();
+        let mut families: BTreeMap<&Family, BTreeSet<&str>> = BTreeMap::new();
         for site in &self.sites {
             for (name, family) in &site.names {
-                families.entry(family).or_default().push(name);
+                families.entry(family).or_default().insert(name);
             }
         }
         let parts = families
             .into_iter()
-            .map(|(family, names)| family.describe(&names));
+            .map(|(family, names)| family.describe(&names.into_iter().collect::<Vec<_>>()));
         parts.collect::<Vec<_>>().join(", ")
     }
 }

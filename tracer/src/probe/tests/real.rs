@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use object::{Object, ObjectSymbol};
 
-use super::super::{Plan, Site, plan};
+use super::super::{ExitPoint, Plan, Site, plan};
 use super::Unchanged;
 
 const LIBC: &str = "/lib/x86_64-linux-gnu/libc.so.6";
