@@ -103,6 +103,16 @@ impl Images {
         Probes { sites, linker }
     }
 
+    /// Why no allocator was found, in words.
+    pub fn why_heap_is_not_visible(&self) -> &'static str {
+        if self.images.iter().any(|image| image.plan.is_stripped_static) {
+            "static binary, no symbols: heap not visible"
+        } else {
+            "heap not visible: no mapped file defines malloc and free, or the functions of an allocator that memtrace \
+             knows (a private one can be named: --allocator-prefix), or the program was only starting"
+        }
+    }
+
     /// Of these prefixes, those behind which no image defines a `malloc` that is probed; as notes.
     pub fn without_malloc(&self, prefixes: &[String]) -> Vec<String> {
         let probed = |name: &str| self.images.iter().any(|image| image.plan.probes(name));

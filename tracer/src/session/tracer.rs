@@ -38,9 +38,8 @@ const PREFIXES: u32 = 64 << 10;
 /// How long a wish to read the mappings has to wait after one that found nothing new.
 const WISH_PERIOD: Duration = Duration::from_secs(1);
 
-/// What a profile says that cannot show anything.
-const HEAP_NOT_VISIBLE: &str = "heap not visible: no mapped file defines malloc and free by name (a static, stripped \
-     or allocator-free program, or one that was only starting)";
+/// In what a profile says that cannot show anything.
+const HEAP_NOT_VISIBLE: &str = "heap not visible";
 
 /// How to trace.
 #[derive(Clone, Debug)]
@@ -109,7 +108,8 @@ impl Tracer {
         tracer.add_mappings(&change, &images);
         tracer.programs.attach_process_events()?;
         if tracer.coverage.allocators.is_empty() {
-            tracer.coverage.not_covered.insert(0, HEAP_NOT_VISIBLE.to_owned());
+            let reason = images.why_heap_is_not_visible().to_owned();
+            tracer.coverage.not_covered.insert(0, reason);
         }
         tracer
             .coverage
@@ -270,7 +270,7 @@ impl Tracer {
                     .map(|allocator| format!("{allocator} ({from})"));
                 self.coverage.allocators.extend(allocators);
                 let found = |note: &String| {
-                    note == HEAP_NOT_VISIBLE
+                    note.contains(HEAP_NOT_VISIBLE)
                         || self.prefix_notes.contains(note) && !missing_prefixes.contains(note)
                 };
                 self.coverage.not_covered.retain(|note| !found(note));
