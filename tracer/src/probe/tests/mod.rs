@@ -3,7 +3,10 @@
 
 mod crafted;
 mod elf;
+mod exits;
+mod forward;
 mod kernel;
+mod names;
 mod prefixes;
 mod real;
 
