@@ -176,17 +176,18 @@ fn leave_at_exit(ctx: ProbeContext) -> u32 {
     if thread.address == 0 {
         return 0;
     }
-    let ids = (space, tid);
-    if cookie & exit::RETURNS == 0 {
-        stack::find_and_book(&ctx, regs, stack::From::Inside, control, ids, thread);
-        return 0;
+    // At the return itself the registers are the caller's, but for the return address. Both are read first: the verifier
+    // refuses one read that may be of either.
+    let return_address = opaque(thread.calls[0].return_address);
+    let mut start = stack::Start::of(regs);
+    start.pc = opaque(start.pc);
+    let mut from = stack::From::Inside;
+    if cookie & exit::RETURNS != 0 {
+        start.pc = return_address;
+        start.sp = start.sp.wrapping_add(8);
+        from = stack::From::Caller;
     }
-    let caller = stack::Start {
-        pc: thread.calls[0].return_address,
-        sp: regs.rsp.wrapping_add(8),
-        fp: regs.rbp,
-    };
-    stack::find_from(&ctx, caller, stack::From::Caller, control, ids, thread);
+    stack::find_from(&ctx, start, from, control, (space, tid), thread);
     0
 }
 
