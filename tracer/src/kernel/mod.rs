@@ -7,6 +7,7 @@ mod books;
 mod frames;
 mod perf;
 mod programs;
+mod ranges;
 mod reuse;
 mod sampling;
 mod spaces;

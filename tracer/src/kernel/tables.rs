@@ -1,6 +1,10 @@
 //! The unwind tables in the kernel: each file's rows once, each mapping of it by address.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use aya::{
     Ebpf,
@@ -8,8 +12,11 @@ use aya::{
 };
 use memtrace_ebpf::unwind::{self, NO_TABLE, Page, Row};
 
-use super::{KernelError, array::MappedArray};
+use super::{KernelError, array::MappedArray, ranges::Ranges};
 use crate::{target::Mapping, unwind::UnwindTable};
+
+/// For how long a table must have had no user before its room is used again.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// How much room there is for tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +44,11 @@ impl FileTable {
         page_count: 0,
         page_first: 0,
     };
+    /// Whether both are the same table.
+    pub fn is_same(self, other: Self) -> bool {
+        self.page_base == other.page_base
+    }
+
     /// For code of which nothing is known: a walk stops there.
     pub const NONE: Self = Self {
         page_base: 0,
@@ -53,8 +65,29 @@ pub struct Tables {
     rows: MappedArray<Row>,
     pages: MappedArray<Page>,
     mappings: LpmTrie<MapData, AddressKey, MappingBytes>,
-    used: TableRoom,
-    prefixes: HashMap<(u32, u16), Vec<Key<AddressKey>>>,
+    free_rows: Ranges,
+    free_pages: Ranges,
+    /// By the index of their first page.
+    files: HashMap<u32, PlacedFile>,
+    prefixes: HashMap<(u32, u16), PlacedMapping>,
+}
+
+/// Where a file's table is, and how many mappings use it.
+#[derive(Debug)]
+struct PlacedFile {
+    rows: Range<u32>,
+    pages: Range<u32>,
+    users: u32,
+    /// When the last of them began or ceased to.
+    idle_since: Instant,
+    keep: bool,
+}
+
+/// A mapping in the trie.
+struct PlacedMapping {
+    keys: Vec<Key<AddressKey>>,
+    /// Of the table that it uses; that of none if it uses none.
+    page_base: u32,
 }
 
 impl Tables {
@@ -66,44 +99,104 @@ impl Tables {
             name: "MAPPINGS",
             source,
         })?;
+        let rows: MappedArray<Row> = MappedArray::take(ebpf, "ROWS")?;
+        let pages: MappedArray<Page> = MappedArray::take(ebpf, "PAGES")?;
+        let mut free_pages = Ranges::new(pages.len() as u32);
+        // The page base of no table.
+        free_pages.take(1);
         Ok(Self {
-            rows: MappedArray::take(ebpf, "ROWS")?,
-            pages: MappedArray::take(ebpf, "PAGES")?,
+            free_rows: Ranges::new(rows.len() as u32),
+            free_pages,
+            rows,
+            pages,
             mappings,
-            used: TableRoom::default(),
+            files: HashMap::new(),
             prefixes: HashMap::new(),
         })
     }
 
-    /// How much of the room is used.
-    pub fn used(&self) -> TableRoom {
-        self.used
-    }
-
-    /// Adds the table of a file; `None` if there is no room for it.
-    pub fn add_file(&mut self, table: &UnwindTable) -> Option<FileTable> {
-        let (first_row, first_page) = (self.used.rows as usize, self.used.pages as usize);
-        if first_row + table.rows.len() > self.rows.len() || first_page + table.pages.len() > self.pages.len()
-        {
-            return None;
-        }
+    /// Adds the table of a file; `None` if there is no room for it. Tables that no mapping uses make room, unless `keep`
+    /// was said when they were added: their page bases are added to `evicted`.
+    pub fn add_file(
+        &mut self,
+        table: &UnwindTable,
+        keep: bool,
+        evicted: &mut Vec<FileTable>,
+    ) -> Option<FileTable> {
+        let placed = match self.place(table) {
+            Some(placed) => placed,
+            None => {
+                evicted.extend(self.evict());
+                self.place(table)?
+            }
+        };
+        let (first_row, first_page) = (placed.rows.start, placed.pages.start);
         for (i, row) in table.rows.iter().enumerate() {
-            self.rows.set(first_row + i, *row);
+            self.rows.set(first_row as usize + i, *row);
         }
         for (i, page) in table.pages.iter().enumerate() {
             let moved = Page {
-                start: page.start + first_row as u32,
+                start: page.start + first_row,
                 count: page.count,
             };
-            self.pages.set(first_page + i, moved);
+            self.pages.set(first_page as usize + i, moved);
         }
-        self.used.rows += table.rows.len() as u32;
-        self.used.pages += table.pages.len() as u32;
+        self.files.insert(first_page, PlacedFile { keep, ..placed });
         Some(FileTable {
-            page_base: first_page as u32,
+            page_base: first_page,
             page_count: table.pages.len() as u32,
             page_first: table.base_page,
         })
+    }
+
+    fn place(&mut self, table: &UnwindTable) -> Option<PlacedFile> {
+        let rows = self.free_rows.take(table.rows.len() as u32)?;
+        // Each table has a page of its own, by which it is known.
+        let Some(pages) = self.free_pages.take((table.pages.len() as u32).max(1)) else {
+            self.free_rows.give_back(rows);
+            return None;
+        };
+        Some(PlacedFile {
+            rows,
+            pages,
+            users: 0,
+            idle_since: Instant::now(),
+            keep: false,
+        })
+    }
+
+    /// Gives back the room of tables that nothing has used for a while: no walk is in one any more.
+    fn evict(&mut self) -> Vec<FileTable> {
+        let idle = |file: &PlacedFile| file.users == 0 && !file.keep && file.idle_since.elapsed() > IDLE;
+        let bases = self
+            .files
+            .iter()
+            .filter(|(_, file)| idle(file))
+            .map(|(&base, _)| base);
+        let bases: Vec<u32> = bases.collect();
+        for base in &bases {
+            if let Some(file) = self.files.remove(base) {
+                self.free_rows.give_back(file.rows);
+                self.free_pages.give_back(file.pages);
+            }
+        }
+        let table = |page_base| FileTable {
+            page_base,
+            ..FileTable::NONE
+        };
+        bases.into_iter().map(table).collect()
+    }
+
+    /// Counts who uses a table.
+    fn use_file(&mut self, page_base: u32, more: bool) {
+        if let Some(file) = self.files.get_mut(&page_base) {
+            file.users = if more {
+                file.users + 1
+            } else {
+                file.users.saturating_sub(1)
+            };
+            file.idle_since = Instant::now();
+        }
     }
 
     /// Makes a mapping known to walks in a set of mappings, or changes its table.
@@ -139,19 +232,27 @@ impl Tables {
                     source,
                 })?;
         }
-        self.used.prefixes += keys.len() as u32;
-        let before = self.prefixes.insert((layout, mapping.id), keys);
-        self.used.prefixes -= before.map_or(0, |keys| keys.len() as u32);
+        self.use_file(file.page_base, true);
+        let placed = PlacedMapping {
+            keys,
+            page_base: file.page_base,
+        };
+        if let Some(before) = self.prefixes.insert((layout, mapping.id), placed) {
+            self.use_file(before.page_base, false);
+        }
         Ok(())
     }
 
     /// Makes walks stop where this mapping was.
     pub fn remove_mapping(&mut self, layout: u32, id: u16) {
-        for key in self.prefixes.remove(&(layout, id)).unwrap_or_default() {
+        let Some(placed) = self.prefixes.remove(&(layout, id)) else {
+            return;
+        };
+        for key in placed.keys {
             // A newer mapping may have replaced it under the same key; then nothing is lost by trying.
             let _gone = self.mappings.remove(&key);
-            self.used.prefixes -= 1;
         }
+        self.use_file(placed.page_base, false);
     }
 
     /// Forgets a set of mappings.

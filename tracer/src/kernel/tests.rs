@@ -1,11 +1,17 @@
-//! The kernel's word on every program, also on those that no other test attaches.
+//! The kernel's word on every program, also on those that no other test attaches; and what becomes of full tables.
 
 use aya::{
     EbpfLoader,
     programs::{Program, ProgramError},
 };
 
-use super::{KernelError, programs::OBJECT};
+use memtrace_ebpf::unwind::{CfaKind, Page, Row};
+
+use super::{FileTable, KernelError, Limits, Programs, TableRoom, programs::OBJECT, tables::Tables};
+use crate::{
+    target::{Backing, Mapping},
+    unwind::{TableStats, UnwindTable},
+};
 
 /// Loads the program, if it is of a kind that memtrace has.
 fn load(program: &mut Program) -> Result<(), ProgramError> {
@@ -62,4 +68,80 @@ fn every_program_is_accepted() {
     println!("{accepted} programs accepted");
     assert!(refused.is_empty(), "refused:\n{}", refused.join("\n"));
     assert!(accepted >= 10, "the object has only {accepted} programs");
+}
+
+/// A table with so many rows that all say the same.
+fn table(rows: usize) -> UnwindTable {
+    UnwindTable {
+        rows: vec![Row::of_kind(0, CfaKind::Unsupported); rows],
+        pages: vec![Page {
+            start: 0,
+            count: rows as u32,
+        }],
+        base_page: 0,
+        stats: TableStats::default(),
+    }
+}
+
+fn mapping(id: u16) -> Mapping {
+    let begin = u64::from(id) << 32;
+    Mapping {
+        id,
+        begin,
+        end: begin + 0x1000,
+        file_offset: 0,
+        bias: 0,
+        path: "library".into(),
+        build_id: None,
+        file_id: (1, u64::from(id)),
+        backing: Backing::Anonymous,
+    }
+}
+
+/// As in a program that loads and unloads ever new libraries.
+#[test]
+fn tables_that_nobody_uses_make_room() {
+    let limits = Limits {
+        blocks: 16,
+        threads: 16,
+        processes: 16,
+        stacks: 16,
+        tables: TableRoom {
+            rows: 100,
+            pages: 8,
+            prefixes: 64,
+        },
+    };
+    let mut programs = match Programs::load(&limits, false) {
+        Ok(programs) => programs,
+        Err(error) => {
+            assert!(error.is_privilege(), "the programs are refused: {error:?}");
+            println!("SKIPPED: loading eBPF programs: {error}");
+            return;
+        }
+    };
+    let tables = programs.tables();
+    let mut evicted = Vec::new();
+    let add = |tables: &mut Tables, rows, keep, evicted: &mut Vec<FileTable>| {
+        tables.add_file(&table(rows), keep, evicted)
+    };
+    let kept = add(tables, 30, true, &mut evicted).expect("there is room for the first");
+    let used = add(tables, 30, false, &mut evicted).expect("and for the second");
+    let idle = add(tables, 30, false, &mut evicted).expect("and for the third");
+    tables.add_mapping(1, &mapping(1), used).expect("there is room");
+    tables.add_mapping(1, &mapping(2), idle).expect("there is room");
+    tables.remove_mapping(1, 2);
+    assert!(
+        add(tables, 30, false, &mut evicted).is_none(),
+        "a walk may still be in it"
+    );
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let next = add(tables, 30, false, &mut evicted).expect("the third makes room");
+    assert!(evicted.iter().any(|table| table.is_same(idle)));
+    assert!(
+        !evicted
+            .iter()
+            .any(|table| table.is_same(used) || table.is_same(kept))
+    );
+    assert!(!next.is_same(used) && !next.is_same(kept));
 }

@@ -84,6 +84,16 @@ impl Files {
         known.notes = image.notes();
     }
 
+    /// Forgets files whose tables are not in the kernel any more. They have no probes.
+    pub fn forget_tables(&mut self, tables: &[FileTable]) {
+        let is_gone = |known: &Known| {
+            known
+                .table
+                .is_some_and(|table| tables.iter().any(|gone| gone.is_same(table)))
+        };
+        self.known.retain(|_, known| !is_gone(known));
+    }
+
     /// What to say of the prefixes that no file has.
     pub fn without_malloc(&self, prefixes: &[String]) -> Vec<String> {
         let missing = prefixes.iter().filter(|prefix| !self.prefixes.contains(*prefix));

@@ -75,6 +75,12 @@ impl Images {
         }
     }
 
+    /// Whether anything in the file behind this mapping is probed.
+    pub fn has_probes(&self, mapping: &Mapping) -> bool {
+        let mut images = self.images.iter();
+        images.any(|image| image.file_id == mapping.file_id && image.has_probes())
+    }
+
     /// Everything to probe. Frees first: a free that is seen before its allocation is harmless, one that is missed
     /// is a false leak.
     pub fn probes(&self) -> Probes {

@@ -13,6 +13,7 @@ use super::{Error, Tracer, images::Images, space::Space};
 use crate::{
     kernel::{Batch, FileTable},
     target::{Change, Mapping, Process},
+    unwind::UnwindTable,
 };
 
 /// How long a wish to read the mappings has to wait after one that found nothing new.
@@ -158,7 +159,7 @@ impl Tracer {
             return table;
         }
         let table = match images.table(mapping) {
-            Ok(Some(table)) => match self.programs.tables().add_file(table) {
+            Ok(Some(table)) => match self.place(table, images.has_probes(mapping)) {
                 Some(placed) => placed,
                 None => {
                     space.add_note(format!(
@@ -176,6 +177,14 @@ impl Tracer {
         };
         self.files.remember_table(mapping, table);
         table
+    }
+
+    /// Puts a table into the kernel, where others that are not used any more may make room for it.
+    fn place(&mut self, table: &UnwindTable, keep: bool) -> Option<FileTable> {
+        let mut evicted = Vec::new();
+        let placed = self.programs.tables().add_file(table, keep, &mut evicted);
+        self.files.forget_tables(&evicted);
+        placed
     }
 
     /// Attaches to the allocators of files that no process mapped before, and notes what is covered.
