@@ -156,6 +156,8 @@ pub struct Plan {
     pub notes: Vec<String>,
     /// Whether the file is a program linked statically that has no symbols: its allocator cannot be found.
     pub is_stripped_static: bool,
+    /// Whether some code could not be read from the process, as while the dynamic linker maps the file.
+    pub is_unreadable: bool,
 }
 
 impl Plan {
@@ -217,7 +219,10 @@ pub fn plan_with_prefixes<'d, R: ReadRef<'d>>(
     for definition in definitions.found.values() {
         match plan_site(&image, definition, live) {
             Ok(site) => sites.push(site),
-            Err(refusal) => refused.add([display_name(definition).as_str()], &refusal),
+            Err(refusal) => {
+                plan.is_unreadable |= matches!(refusal, Refusal::Unreadable(_));
+                refused.add([display_name(definition).as_str()], &refusal);
+            }
         }
     }
     if !sites.is_empty() {

@@ -58,6 +58,8 @@ pub struct Files {
     attached: Vec<Probes>,
     /// Of the prefixes of private allocators, those that a file had.
     prefixes: HashSet<String>,
+    /// Files that could not be read whole.
+    unreadable: HashSet<FileId>,
     layouts: HashMap<u32, u32>,
     last_layout: u32,
 }
@@ -70,12 +72,22 @@ impl Files {
             .filter(|_| mapping.file_id.1 != 0)
     }
 
+    /// Whether the file behind a mapping is to be read: it is new, or could not be read whole before.
+    pub fn is_unread(&self, mapping: &Mapping) -> bool {
+        self.get(mapping).is_none() || self.unreadable.contains(&mapping.file_id)
+    }
+
     /// Remembers what an image says of its allocator, with these prefixes of private ones.
     pub fn remember(&mut self, image: &Image, batch: Option<Batch>, prefixes: &[String]) {
         let found = prefixes
             .iter()
             .filter(|prefix| image.probes(&format!("{prefix}malloc")));
         self.prefixes.extend(found.cloned());
+        if image.is_unreadable() {
+            self.unreadable.insert(image.file_id());
+            return;
+        }
+        self.unreadable.remove(&image.file_id());
         let known = self.known.entry(image.file_id()).or_default();
         known.batch = batch;
         known.breakpoint = image.breakpoint();

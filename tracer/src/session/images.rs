@@ -84,7 +84,8 @@ impl Images {
     /// Everything to probe. Frees first: a free that is seen before its allocation is harmless, one that is missed
     /// is a false leak.
     pub fn probes(&self) -> Probes {
-        let sites = self.images.iter().flat_map(|image| {
+        let images = || self.images.iter().filter(|image| !image.is_unreadable());
+        let sites = images().flat_map(|image| {
             let file = image.file.as_ref();
             image
                 .plan
@@ -94,10 +95,7 @@ impl Images {
         });
         let mut sites: Vec<_> = sites.collect();
         sites.sort_by_key(|(site, _)| !site.shape.is_free());
-        let linker = self
-            .images
-            .iter()
-            .find_map(|image| Some((image.linker_hook?, Arc::clone(image.file.as_ref()?))));
+        let linker = images().find_map(|image| Some((image.linker_hook?, Arc::clone(image.file.as_ref()?))));
         Probes { sites, linker }
     }
 
@@ -115,7 +113,9 @@ impl Image {
 
     /// Whether anything in it is probed.
     pub fn has_probes(&self) -> bool {
-        self.file.is_some() && (!self.plan.sites.is_empty() || self.linker_hook.is_some())
+        self.file.is_some()
+            && !self.is_unreadable()
+            && (!self.plan.sites.is_empty() || self.linker_hook.is_some())
     }
 
     /// Where a breakpoint will be (virtual address in the file).
@@ -134,6 +134,11 @@ impl Image {
     /// Whether it is a program that is linked statically and has no symbols.
     pub fn is_stripped_static(&self) -> bool {
         self.plan.is_stripped_static
+    }
+
+    /// Whether it could not be read whole: it is to be read again.
+    pub fn is_unreadable(&self) -> bool {
+        self.plan.is_unreadable
     }
 
     /// Whether a function of this name is probed.

@@ -81,13 +81,17 @@ impl Tracer {
 
     fn refresh_space(&mut self, space: &mut Space, process: &Process) {
         match space.reader.refresh(process) {
-            Ok(change) if change.is_empty() => space.wishes_from = Some(Instant::now() + WISH_PERIOD),
             Ok(change) => {
+                let unread = self.unread(space, &change);
+                if change.is_empty() && unread.is_empty() {
+                    space.wishes_from = Some(Instant::now() + WISH_PERIOD);
+                    return;
+                }
                 self.own_layout(space);
                 let is_new = |mapping: &&Arc<Mapping>| self.files.get(mapping).is_none();
-                let unknown: Vec<_> = change.added.iter().filter(is_new).cloned().collect();
-                self.name_mappings(space.layout, &unknown);
-                let images = Images::read(process, &unknown, &self.settings.allocator_prefixes);
+                let new: Vec<_> = change.added.iter().filter(is_new).cloned().collect();
+                self.name_mappings(space.layout, &new);
+                let images = Images::read(process, &unread, &self.settings.allocator_prefixes);
                 self.add_mappings(space, &change, &images);
                 if let Err(error) = self.attach_images(space, images) {
                     space.add_note(format!(
@@ -101,6 +105,17 @@ impl Tracer {
             }
             Err(error) => log::debug!("the mappings were not read again: {error}"),
         }
+    }
+
+    /// The mappings whose files are to be read.
+    fn unread(&self, space: &Space, change: &Change) -> Vec<Arc<Mapping>> {
+        let without_file = |mapping: &&Arc<Mapping>| mapping.file_id.1 == 0;
+        let with_file = |mapping: &&Arc<Mapping>| mapping.file_id.1 != 0 && self.files.is_unread(mapping);
+        let added = change.added.iter().filter(without_file);
+        added
+            .chain(space.reader.live().filter(with_file))
+            .cloned()
+            .collect()
     }
 
     /// Gives the space a set of mappings of its own, if it shares one since a fork.
@@ -204,7 +219,9 @@ impl Tracer {
             let prefixes = &self.settings.allocator_prefixes;
             self.files
                 .remember(image, batch.filter(|_| image.has_probes()), prefixes);
-            self.cover(space, image.allocator(), image.notes());
+            if !image.is_unreadable() {
+                self.cover(space, image.allocator(), image.notes());
+            }
             space.is_stripped_static |= image.is_stripped_static();
         }
         if let Some(batch) = batch {
