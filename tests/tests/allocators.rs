@@ -243,6 +243,36 @@ fn operators_of_mimalloc() -> Result<()> {
     operators(Some(MIMALLOC), &["-DWITHOUT_FAILURES"], &["operator new/delete"])
 }
 
+/// The functions that only this allocator has.
+fn own_functions(name: &str, library_name: &str, flags: &[&str], sites: usize) -> Result<()> {
+    let (true, Some(_)) = (skip::can_trace(), library(library_name)) else {
+        return Ok(());
+    };
+    let program = Build::c("own_functions")
+        .named(name)
+        .flags(NO_FRAME_POINTERS)
+        .flags(flags)
+        .flag(format!("-l:{library_name}"));
+    let run = Run {
+        program: program.path()?,
+        preload: None,
+        sites,
+        arguments: &[],
+        covered: &[],
+    };
+    run.check()
+}
+
+#[test]
+fn own_functions_of_jemalloc() -> Result<()> {
+    own_functions("own_functions_jemalloc", JEMALLOC, &[], 5)
+}
+
+#[test]
+fn own_functions_of_mimalloc() -> Result<()> {
+    own_functions("own_functions_mimalloc", MIMALLOC, &["-DMIMALLOC"], 14)
+}
+
 fn rust(feature: &str, covered: &[&str]) -> Result<()> {
     if !skip::can_trace() {
         return Ok(());
