@@ -138,8 +138,7 @@ impl Books {
                 freed_objects: 0,
                 freed_bytes: 0,
                 born_sum: 0,
-                recorded: 0,
-                recorded_freed: 0,
+                live_samples: 0,
                 ..stack
             });
         kept.alloc_objects += stack.alloc_objects;
