@@ -305,16 +305,13 @@ fn rust(feature: &str, covered: &[&str]) -> Result<()> {
 fn rust_with_jemalloc() -> Result<()> {
     rust(
         "jemalloc",
-        &["_rjem_malloc, _rjem_calloc, _rjem_realloc, _rjem_mallocx family"],
+        &["_rjem_calloc, _rjem_malloc, _rjem_realloc, _rjem_mallocx family"],
     )
 }
 
 #[test]
 fn rust_with_mimalloc() -> Result<()> {
-    rust(
-        "mimalloc",
-        &["rust_allocators: mi_malloc_aligned, mi_zalloc_aligned"],
-    )
+    rust("mimalloc", &["mi_malloc_aligned", "mi_zalloc_aligned", "mi_free"])
 }
 
 /// A prefix that nothing has is told, and everything else is traced all the same.

@@ -68,6 +68,11 @@ fn wrong_usage() -> Result<()> {
     )?;
     fails(&["--pid", "1", "--max-live", "0"], code::USAGE, &["--max-live"])?;
     fails(
+        &["--pid", "1", "--allocator-prefix", "9 lives"],
+        code::USAGE,
+        &["--allocator-prefix", "9 lives"],
+    )?;
+    fails(
         &["--pid", "1", "--no-such-option"],
         code::USAGE,
         &["--no-such-option"],
@@ -245,12 +250,13 @@ fn a_target_that_ends_during_the_attach() -> Result<()> {
     Ok(())
 }
 
-/// No allocator to be seen: the run says so, and does not claim that nothing leaks.
-fn heap_is_not_visible(program: &Path, arguments: &[&str]) -> Result<()> {
+/// No allocator to be seen: the run says so and why, and does not claim that nothing leaks.
+fn heap_is_not_visible(program: &Path, arguments: &[&str], why: &str) -> Result<()> {
     let mut target = Child::spawn(Command::new(program).args(arguments))?;
     target.stdout.expect("ready", PATIENCE)?;
     let memtrace = Memtrace::attach(target.pid(), &["--duration", "1s"])?;
     let (heap, outcome) = memtrace.finish(PATIENCE)?.succeeded()?;
+    ensure!(outcome.stderr.contains(why), "{}", outcome.stderr);
     ensure!(outcome.stderr.contains("not visible"), "{}", outcome.stderr);
     ensure!(outcome.stdout.contains("not visible"), "{}", outcome.stdout);
     ensure!(
@@ -276,7 +282,7 @@ fn a_static_stripped_program() -> Result<()> {
     let program = Build::c("ground_truth")
         .named("ground_truth_stripped")
         .flags(["-static", "-s"]);
-    heap_is_not_visible(&program.path()?, &["1", "64"])
+    heap_is_not_visible(&program.path()?, &["1", "64"], "static binary, no symbols")
 }
 
 #[test]
@@ -292,5 +298,5 @@ fn a_program_without_malloc() -> Result<()> {
         "-fno-stack-protector",
         "-s",
     ]);
-    heap_is_not_visible(&program.path()?, &[])
+    heap_is_not_visible(&program.path()?, &[], "static binary, no symbols")
 }

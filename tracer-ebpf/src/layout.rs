@@ -369,6 +369,52 @@ pub mod entry {
     }
 }
 
+/// What the cookie of a probe says that is where a function returns.
+pub mod exit {
+    /// The bits that hold the distance from the stack pointer to the slot of the return address (bytes).
+    pub const SLOT: u64 = 0xffff;
+    /// Behind them, four bits: the register that holds the result, by its number in an instruction's encoding.
+    pub const REGISTER_SHIFT: u32 = 16;
+    /// Four bits: a condition as encoded in a conditional jump.
+    pub const CONDITION_SHIFT: u32 = 20;
+    /// Set if the function returns from here only under this condition.
+    pub const CONDITIONAL: u64 = 1 << 24;
+    /// Set if the instruction is the return itself.
+    pub const RETURNS: u64 = 1 << 25;
+
+    /// The cookie.
+    pub const fn cookie(slot: u16, register: u8, condition: Option<u8>, returns: bool) -> u64 {
+        let condition = match condition {
+            Some(condition) => (condition as u64 & 15) << CONDITION_SHIFT | CONDITIONAL,
+            None => 0,
+        };
+        let returns = if returns { RETURNS } else { 0 };
+        slot as u64 | (register as u64 & 15) << REGISTER_SHIFT | condition | returns
+    }
+
+    /// Whether a conditional jump with this condition is taken when these are the processor's flags (Intel's manual,
+    /// volume 1, appendix B).
+    #[inline(always)]
+    pub const fn is_taken(condition: u32, flags: u64) -> bool {
+        let carry = flags & 1 != 0;
+        let parity = flags & 1 << 2 != 0;
+        let zero = flags & 1 << 6 != 0;
+        let sign = flags & 1 << 7 != 0;
+        let overflow = flags & 1 << 11 != 0;
+        let holds = match condition >> 1 {
+            0 => overflow,
+            1 => carry,
+            2 => zero,
+            3 => carry || zero,
+            4 => sign,
+            5 => parity,
+            6 => sign != overflow,
+            _ => zero || sign != overflow,
+        };
+        holds != (condition & 1 != 0)
+    }
+}
+
 /// What the cookie of a probe inside `malloc` says.
 pub mod inner {
     /// The bits that hold the distance from the stack pointer to the slot of the return address (bytes).

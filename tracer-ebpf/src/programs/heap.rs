@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use memtrace_ebpf::{
     bound::{masked, opaque},
-    layout::{Block, BlockKey, CallKind, Control, Counter, TICK_SHIFT, entry},
+    layout::{Block, BlockKey, CallKind, Control, Counter, TICK_SHIFT, entry, exit},
 };
 
 use super::{
@@ -162,22 +162,34 @@ fn leave_at_exit(ctx: ProbeContext) -> u32 {
     let Some(thread) = maps::THREADS.get_ptr_mut(&tid) else {
         return 0;
     };
-    // SAFETY: the element is this thread's, and no other program runs for it meanwhile. The registers are valid.
-    let (thread, regs) = unsafe { (&mut *thread, &*ctx.regs) };
-    if !pop_at_exit(thread, regs.rsp) {
+    // SAFETY: the element is this thread's, and no other program runs for it meanwhile. The context and the registers are
+    // those that the kernel passed to this program.
+    let (thread, regs, cookie) = unsafe { (&mut *thread, &*ctx.regs, bpf_get_attach_cookie(ctx.as_ptr())) };
+    let condition = (cookie >> exit::CONDITION_SHIFT) as u32 & 15;
+    if cookie & exit::CONDITIONAL != 0 && !exit::is_taken(condition, regs.eflags) {
         return 0;
     }
-    thread.address = settle(control, space, &thread.calls[0], regs.rax);
+    if !pop_at_exit(thread, regs.rsp.wrapping_add(cookie & exit::SLOT)) {
+        return 0;
+    }
+    let result = register(regs, (cookie >> exit::REGISTER_SHIFT) as u32 & 15);
+    thread.address = settle(control, space, &thread.calls[0], result);
     thread.size = thread.calls[0].size;
     if thread.address == 0 {
         return 0;
     }
-    let caller = stack::Start {
-        pc: thread.calls[0].return_address,
-        sp: regs.rsp + 8,
-        fp: regs.rbp,
-    };
-    stack::find_from(&ctx, caller, stack::From::Caller, control, (space, tid), thread);
+    // At the return itself the registers are the caller's, but for the return address. Both are read first: the verifier
+    // refuses one read that may be of either.
+    let return_address = opaque(thread.calls[0].return_address);
+    let mut start = stack::Start::of(regs);
+    start.pc = opaque(start.pc);
+    let mut from = stack::From::Inside;
+    if cookie & exit::RETURNS != 0 {
+        start.pc = return_address;
+        start.sp = start.sp.wrapping_add(8);
+        from = stack::From::Caller;
+    }
+    stack::find_from(&ctx, start, from, control, (space, tid), thread);
     0
 }
 

@@ -95,6 +95,18 @@ pub struct Start {
     pub fp: u64,
 }
 
+impl Start {
+    /// Those of the moment.
+    #[inline(always)]
+    pub fn of(regs: &pt_regs) -> Self {
+        Self {
+            pc: regs.rip,
+            sp: regs.rsp,
+            fp: regs.rbp,
+        }
+    }
+}
+
 /// Finds the stack of a call, then books the block that `thread` holds.
 #[inline(always)]
 pub fn find_and_book<C: EbpfContext>(
@@ -105,12 +117,7 @@ pub fn find_and_book<C: EbpfContext>(
     ids: (u32, u32),
     thread: &mut Thread,
 ) {
-    let start = Start {
-        pc: regs.rip,
-        sp: regs.rsp,
-        fp: regs.rbp,
-    };
-    find_from(ctx, start, from, control, ids, thread);
+    find_from(ctx, Start::of(regs), from, control, ids, thread);
 }
 
 /// As [`find_and_book`], from registers that are not those of the moment.

@@ -19,7 +19,9 @@ use aya::{
     programs::{Program, ProgramError, ProgramFd, RawTracePoint, TracePoint, UProbe},
 };
 use memtrace_ebpf::{
-    layout::{Block, BlockKey, CallKind, Control, NO_SPACE, Notice, NoticeKind, Stack, Wish, entry, tail},
+    layout::{
+        Block, BlockKey, CallKind, Control, NO_SPACE, Notice, NoticeKind, Stack, Wish, entry, exit, tail,
+    },
     unwind::Page,
 };
 
@@ -384,14 +386,14 @@ fn points<'a>(site: &Site, file: &'a File, floor: bool) -> Vec<Point<'a>> {
     if !site.inner.is_empty() {
         return inner_points(site, file, floor);
     }
-    let (exit, leave) = match floor {
+    let (at_exit, leave) = match floor {
         true => ("floor", "floor_return"),
         false => ("leave_at_exit", "leave"),
     };
-    let exits = site
-        .exits
-        .iter()
-        .map(|place| point(exit, file, place.file_offset));
+    let exits = site.exits.iter().map(|place| Point {
+        cookie: exit::cookie(place.slot, place.register, place.condition, place.returns),
+        ..point(at_exit, file, place.point.file_offset)
+    });
     let (entry, cookie) = match floor {
         true => ("floor", 0),
         false => entry_program(site),

@@ -6,8 +6,8 @@ use std::ops::Range;
 use iced_x86::{FlowControl, Mnemonic};
 use object::elf::{
     EM_X86_64, ET_DYN, ET_EXEC, GNU_PROPERTY_X86_FEATURE_1_AND, GNU_PROPERTY_X86_FEATURE_1_SHSTK, PF_W, PF_X,
-    PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64, SHN_LORESERVE, SHN_UNDEF, SHN_XINDEX, STB_LOCAL,
-    STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, Sym64,
+    PT_GNU_EH_FRAME, PT_INTERP, PT_LOAD, PT_NOTE, ProgramHeader64, SHN_LORESERVE, SHN_UNDEF, SHN_XINDEX,
+    STB_LOCAL, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, Sym64,
 };
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, Sym, SymbolTable};
 use object::{
@@ -87,6 +87,13 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
     /// Whether the file has section headers; without them its symbols are not found.
     pub fn has_sections(&self) -> bool {
         self.file.sections().next().is_some()
+    }
+
+    /// Whether nothing loads libraries for the program, and no symbol names its functions.
+    pub fn is_stripped_static(&self) -> bool {
+        let mut headers = self.file.elf_program_headers().iter();
+        let has_loader = headers.any(|header| header.p_type(ENDIAN) == PT_INTERP);
+        !has_loader && self.defined_symbols().next().is_none()
     }
 
     /// Whether the image is marked as fit for a user shadow stack (`.note.gnu.property`).
@@ -225,6 +232,13 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
             Some((slot, name.to_owned()))
         });
         named.collect()
+    }
+
+    /// Whether the unwind information covers an address.
+    pub fn has_frame(&self, address: u64) -> bool {
+        self.frames
+            .as_ref()
+            .is_some_and(|frames| frames.covering(address).is_some())
     }
 
     /// The slot that the code at this address jumps through, if it is a stub of the PLT.

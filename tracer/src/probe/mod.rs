@@ -22,6 +22,7 @@ mod exits;
 mod forward;
 mod frames;
 mod function;
+mod hoist;
 mod image;
 mod inner;
 mod kernel_rules;
@@ -39,7 +40,7 @@ pub use inner::InnerRole;
 pub use names::Family;
 pub use verify::CodeReader;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use error::Refusal;
@@ -90,7 +91,7 @@ pub struct Site {
     pub returns: Option<ProbePoint>,
     /// Where the function returns, if an exception may pass it: these replace `returns`, see `exits`. What several
     /// functions share is listed at one of them.
-    pub exits: Vec<ProbePoint>,
+    pub exits: Vec<ExitPoint>,
     /// Sites inside the function that replace both `entry` and `returns`; empty unless the build is known.
     pub inner: Vec<InnerPoint>,
     /// One sentence for `--verbose`.
@@ -131,6 +132,21 @@ pub struct InnerPoint {
     pub point: ProbePoint,
 }
 
+/// A site from which on a function returns.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ExitPoint {
+    /// The instruction.
+    pub point: ProbePoint,
+    /// Bytes from the stack pointer up to the slot of the return address.
+    pub slot: u16,
+    /// The number of the register that holds the result.
+    pub register: u8,
+    /// The condition under which the function returns from here, as encoded in a conditional jump; `None`: always.
+    pub condition: Option<u8>,
+    /// Whether the instruction is the `ret`, at which the caller's registers are restored.
+    pub returns: bool,
+}
+
 /// All probe sites of an image.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Plan {
@@ -138,6 +154,8 @@ pub struct Plan {
     pub sites: Vec<Site>,
     /// What was left alone and why; one sentence each.
     pub notes: Vec<String>,
+    /// Whether the file is a program linked statically that has no symbols: its allocator cannot be found.
+    pub is_stripped_static: bool,
 }
 
 impl Plan {
@@ -148,15 +166,15 @@ impl Plan {
 
     /// What is probed, in few words: whole families by their name, single functions by theirs. Empty if nothing is.
     pub fn functions(&self) -> String {
-        let mut families: BTreeMap<&Family, Vec<&str>> = BTreeMap::new();
+        let mut families: BTreeMap<&Family, BTreeSet<&str>> = BTreeMap::new();
         for site in &self.sites {
             for (name, family) in &site.names {
-                families.entry(family).or_default().push(name);
+                families.entry(family).or_default().insert(name);
             }
         }
         let parts = families
             .into_iter()
-            .map(|(family, names)| family.describe(&names));
+            .map(|(family, names)| family.describe(&names.into_iter().collect::<Vec<_>>()));
         parts.collect::<Vec<_>>().join(", ")
     }
 }
@@ -189,45 +207,84 @@ pub fn plan_with_prefixes<'d, R: ReadRef<'d>>(
         plan.notes
             .push("the file has no section headers, so its functions cannot be found by name".to_owned());
     }
+    plan.is_stripped_static = image.is_stripped_static();
+    let mut refused = Refused::default();
     let definitions = image.definitions(prefixes);
     for (name, _, refusal) in &definitions.refused {
-        plan.notes.push(format!("{name} is not probed: {refusal}"));
+        refused.add([name.as_str()], refusal);
     }
-    let imports = image.imports();
     let mut sites = Vec::new();
     for definition in definitions.found.values() {
         match plan_site(&image, definition, live) {
             Ok(site) => sites.push(site),
-            Err(refusal) => plan
-                .notes
-                .push(format!("{} is not probed: {refusal}", display_name(definition))),
+            Err(refusal) => refused.add([display_name(definition).as_str()], &refusal),
         }
     }
-    let sites = Forwarding::new(&image, &sites, &imports).apply(sites);
-    let mut exits = Exits::new(&image, &imports, live);
+    if !sites.is_empty() {
+        let throws = |site: &Site| definitions.found.get(&site.range.start).is_some_and(|d| d.throws);
+        plan.sites = without_needless(&image, sites, live, throws, &mut refused);
+    }
+    plan.notes.extend(refused.into_notes());
+    if plan.probes("mi_heap_malloc") && image.address_of("mi_heap_destroy").is_some() {
+        plan.notes
+            .push("mi_heap_destroy is not followed: the blocks that it frees look live".to_owned());
+    }
+    note_missing_counterpart(&mut plan);
+    Ok(plan)
+}
+
+/// The sites that are to be probed: without those that leave their work to others, and with exits where exceptions
+/// may pass.
+fn without_needless<'d, R: ReadRef<'d>>(
+    image: &Image<'d, R>,
+    sites: Vec<Site>,
+    live: &dyn CodeReader,
+    throws: impl Fn(&Site) -> bool,
+    refused: &mut Refused,
+) -> Vec<Site> {
+    let imports = image.imports();
+    let sites = Forwarding::new(image, &sites, &imports).apply(sites);
+    let mut exits = Exits::new(image, &imports, live);
+    let mut planned = Vec::new();
     for mut site in sites {
-        let throws = definitions
-            .found
-            .get(&site.range.start)
-            .is_some_and(|known| known.throws);
-        let planned = if throws { exits.plan(&mut site) } else { Ok(()) };
-        match planned {
-            Ok(()) => plan.sites.push(site),
-            Err(refusal) => {
-                let names = site.names.iter().map(|(name, _)| name.as_str());
-                let names: Vec<_> = names.collect();
-                plan.notes
-                    .push(format!("{} is not probed: {refusal}", names.join(", ")));
-            }
+        let result = if throws(&site) {
+            exits.plan(&mut site)
+        } else {
+            Ok(())
+        };
+        match result {
+            Ok(()) => planned.push(site),
+            Err(refusal) => refused.add(site.names.iter().map(|(name, _)| name.as_str()), &refusal),
         }
     }
-    for site in plan.sites.iter_mut().filter(|site| !site.serves.is_empty()) {
+    for site in planned.iter_mut().filter(|site| !site.serves.is_empty()) {
         let more = format!("; sees also the calls of {}", site.serves.join(", "));
         site.why.push_str(&more);
     }
-    plan.sites.sort_by_key(|site| (site.shape, site.entry.vaddr));
-    note_missing_counterpart(&mut plan);
-    Ok(plan)
+    planned.sort_by_key(|site| (site.shape, site.entry.vaddr));
+    planned
+}
+
+/// Functions that are not probed, by the reason.
+#[derive(Default)]
+struct Refused(Vec<(String, Vec<String>)>);
+
+impl Refused {
+    fn add<'a>(&mut self, names: impl IntoIterator<Item = &'a str>, refusal: &Refusal) {
+        let reason = refusal.to_string();
+        let names = names.into_iter().map(str::to_owned);
+        match self.0.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, known)) => known.extend(names),
+            None => self.0.push((reason, names.collect())),
+        }
+    }
+
+    fn into_notes(self) -> impl Iterator<Item = String> {
+        self.0.into_iter().map(|(reason, names)| {
+            let verb = if names.len() == 1 { "is" } else { "are" };
+            format!("{} {verb} not probed: {reason}", names.join(", "))
+        })
+    }
 }
 
 fn plan_site<'d, R: ReadRef<'d>>(

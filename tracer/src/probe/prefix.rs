@@ -118,7 +118,7 @@ fn general_register(number: u16) -> Register {
 }
 
 /// Destination and source of `mov r64,r64`.
-fn register_copy(instruction: &Instruction) -> Option<(Register, Register)> {
+pub(super) fn register_copy(instruction: &Instruction) -> Option<(Register, Register)> {
     let copies = instruction.mnemonic() == Mnemonic::Mov
         && instruction.op0_kind() == OpKind::Register
         && instruction.op1_kind() == OpKind::Register

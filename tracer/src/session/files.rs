@@ -42,6 +42,8 @@ pub struct Known {
     pub batch: Option<Batch>,
     /// Where one of its breakpoints is (virtual address in the file).
     pub breakpoint: Option<u64>,
+    /// Whether it is a program that is linked statically and has no symbols.
+    pub is_stripped_static: bool,
     /// For the profile: which of its functions are covered.
     pub allocator: Option<String>,
     /// For the profile: what is not covered.
@@ -77,6 +79,7 @@ impl Files {
         let known = self.known.entry(image.file_id()).or_default();
         known.batch = batch;
         known.breakpoint = image.breakpoint();
+        known.is_stripped_static = image.is_stripped_static();
         known.allocator = image.allocator();
         known.notes = image.notes();
     }

@@ -125,6 +125,11 @@ impl Image {
         (!functions.is_empty()).then(|| format!("{}: {functions}", self.name))
     }
 
+    /// Whether it is a program that is linked statically and has no symbols.
+    pub fn is_stripped_static(&self) -> bool {
+        self.plan.is_stripped_static
+    }
+
     /// Whether a function of this name is probed.
     pub fn probes(&self, name: &str) -> bool {
         self.plan.probes(name)

@@ -21,9 +21,10 @@ const WISH_PERIOD: Duration = Duration::from_secs(1);
 const LISTINGS: usize = 8;
 
 /// What a profile says that cannot show anything.
-const HEAP_NOT_VISIBLE: &str = "heap not visible: no mapped file defines malloc and free by name (a static, stripped \
-     or allocator-free program, or one that was only starting)";
-
+const HEAP_NOT_VISIBLE: &str = "heap not visible: no mapped file defines malloc and free, or the functions of an \
+     allocator that memtrace knows (a private one can be named: --allocator-prefix), or the program was only starting";
+/// The same of a program that hides them.
+const NO_SYMBOLS: &str = "static binary, no symbols: heap not visible";
 /// What a profile says that cannot show names.
 const TOO_SHORT: &str = "names: the process ended before memtrace read what it maps";
 
@@ -31,11 +32,16 @@ impl Space {
     /// Notes that nothing is covered, or that something is by now.
     pub fn say_what_is_not_visible(&mut self) {
         let notes = &mut self.coverage.not_covered;
-        notes.retain(|note| note != HEAP_NOT_VISIBLE && note != TOO_SHORT);
+        notes.retain(|note| ![HEAP_NOT_VISIBLE, NO_SYMBOLS, TOO_SHORT].contains(&note.as_str()));
         if self.reader.live().next().is_none() {
             notes.insert(0, TOO_SHORT.to_owned());
         } else if self.coverage.allocators.is_empty() {
-            notes.insert(0, HEAP_NOT_VISIBLE.to_owned());
+            let why = if self.is_stripped_static {
+                NO_SYMBOLS
+            } else {
+                HEAP_NOT_VISIBLE
+            };
+            notes.insert(0, why.to_owned());
         }
     }
 }
@@ -190,6 +196,7 @@ impl Tracer {
             self.files
                 .remember(image, batch.filter(|_| image.has_probes()), prefixes);
             self.cover(space, image.allocator(), image.notes());
+            space.is_stripped_static |= image.is_stripped_static();
         }
         if let Some(batch) = batch {
             space.bound.insert(batch);
@@ -205,6 +212,7 @@ impl Tracer {
             .filter_map(|mapping| self.files.get(mapping).cloned())
             .collect();
         for file in known {
+            space.is_stripped_static |= file.is_stripped_static;
             let Some(batch) = file.batch else { continue };
             self.cover(space, file.allocator, file.notes);
             if space.bound.insert(batch)

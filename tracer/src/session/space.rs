@@ -41,6 +41,8 @@ pub struct Space {
     pub wishes_from: Option<Instant>,
     /// Where return probes return to (virtual address); 0 while it is not known.
     pub trampoline: u64,
+    /// Whether its program is linked statically and has no symbols.
+    pub is_stripped_static: bool,
     /// Whether the process is stopped whenever its mappings change, so that nothing is missed.
     pub is_held: bool,
 }
@@ -68,6 +70,7 @@ impl Space {
             since,
             wishes_from: None,
             trampoline: 0,
+            is_stripped_static: false,
             is_held: false,
         }
     }

@@ -64,6 +64,24 @@ impl Elf {
         }
     }
 
+    /// A file with these global functions, one after the other, each with an FDE.
+    pub fn with_functions(functions: &[(&'static str, &[u8])]) -> Self {
+        let mut elf = Self::default();
+        for (name, code) in functions {
+            let (at, size) = (elf.code.len() as u64, code.len() as u64);
+            elf.code.extend_from_slice(code);
+            elf.frames.push((at, size));
+            elf.symbols.push(Symbol {
+                name,
+                at,
+                size,
+                info: FUNCTION,
+                section: 1,
+            });
+        }
+        elf
+    }
+
     pub fn build(&self) -> Vec<u8> {
         assert!(self.code.len() <= TEXT_SIZE);
         let mut file = vec![0; TEXT + TEXT_SIZE];

@@ -4,7 +4,10 @@
 mod crafted;
 mod elf;
 mod emulation;
+mod exits;
+mod forward;
 mod kernel;
+mod names;
 mod prefixes;
 mod real;
 
