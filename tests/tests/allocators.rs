@@ -86,6 +86,50 @@ impl Run<'_> {
     }
 }
 
+/// As [`Run::check`], of samples: what their estimates are off by is within bounds, and frees leave nothing.
+fn check_sampled(program: &Path, preload: Option<&Path>) -> Result<()> {
+    const DISTANCE: f64 = 1024.0;
+    let _turn = serial::turn()?;
+    let mut target = GroundTruth::start_preloaded(program, preload, 3, 1024)?;
+    let memtrace = Memtrace::attach(target.pid(), &["--sample-bytes", "1k"])?;
+    let books = target.go(400_000, 22)?;
+    memtrace.signal(libc::SIGUSR1)?;
+    let sites = memtrace.snapshot("heap-0001.pb.gz")?.by_function("site_");
+    for (name, site) in &books.sites {
+        let estimate = sites.get(name).copied().unwrap_or_default();
+        for (truth, estimate) in [
+            (site.alloc_bytes, estimate.alloc_bytes),
+            (site.inuse_bytes, estimate.inuse_bytes),
+        ] {
+            let error = (DISTANCE * truth as f64).sqrt().max(DISTANCE);
+            ensure!(
+                ((estimate - truth) as f64).abs() < 6.0 * error,
+                "{name}: {estimate} instead of {truth} bytes, more than 6 times {error:.0} off"
+            );
+        }
+    }
+    target.drain()?;
+    let (heap, _outcome) = memtrace.stop()?;
+    for (name, site) in heap.by_function("site_") {
+        ensure!(
+            site.inuse_bytes == 0,
+            "{name} still has {} bytes",
+            site.inuse_bytes
+        );
+    }
+    target.exit()
+}
+
+#[test]
+fn operators_are_sampled_once() -> Result<()> {
+    let Some(tcmalloc) = library(TCMALLOC).filter(|_| skip::can_trace()) else {
+        return Ok(());
+    };
+    let program = Build::cpp("operators").flags(NO_FRAME_POINTERS).path()?;
+    check_sampled(&program, Some(&tcmalloc))?;
+    check_sampled(&program, None)
+}
+
 /// What the profile says of frees that match no block.
 fn unmatched_frees(heap: &Heap) -> u64 {
     let seen = heap

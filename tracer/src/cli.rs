@@ -77,7 +77,7 @@ pub struct Arguments {
     )]
     pub exclude_allocator_frames: bool,
 
-    /// How many live blocks can be recorded at once; what does not fit is counted. 96 bytes of kernel memory each
+    /// How many live blocks can be recorded at once; what does not fit is counted. 104 bytes of kernel memory each
     /// [default: 1048576; when sampling, enough for 32 GiB of live memory].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 28))]
     pub max_live: Option<u32>,

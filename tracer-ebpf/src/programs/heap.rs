@@ -141,12 +141,9 @@ fn leave(ctx: RetProbeContext) -> u32 {
     if !pop(thread, sp) {
         return 0;
     }
-    thread.address = settle(space, &thread.calls[0], result);
+    thread.address = settle(control, space, &thread.calls[0], result);
     thread.size = thread.calls[0].size;
     if thread.address == 0 {
-        return 0;
-    }
-    if !is_chosen(control, thread.size) {
         return 0;
     }
     // SAFETY: the kernel passes valid registers.
@@ -176,7 +173,7 @@ fn leave_at_exit(ctx: ProbeContext) -> u32 {
         return 0;
     }
     let result = register(regs, (cookie >> exit::REGISTER_SHIFT) as u32 & 15);
-    thread.address = settle(space, &thread.calls[0], result);
+    thread.address = settle(control, space, &thread.calls[0], result);
     thread.size = thread.calls[0].size;
     if thread.address == 0 {
         return 0;
@@ -196,9 +193,10 @@ fn leave_at_exit(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// The block that the call returned, or 0 if it returned none; what becomes of the old one is booked.
+/// The block that the call returned and that is to be booked, or 0 if there is none; what becomes of the old one is
+/// booked here.
 #[inline(always)]
-fn settle(space: u32, call: &Call, result: u64) -> u64 {
+fn settle(control: &Control, space: u32, call: &Call, result: u64) -> u64 {
     let in_place = call.kind == CallKind::InPlace as u32;
     let address = if in_place {
         if result >= call.size { call.pointer } else { 0 }
@@ -213,7 +211,11 @@ fn settle(space: u32, call: &Call, result: u64) -> u64 {
     if address == 0 && call.size != 0 && !in_place {
         count(Counter::FailedCalls, 1);
     }
-    address
+    if address != 0 && is_chosen(control, call.size) {
+        address
+    } else {
+        0
+    }
 }
 
 /// Does nothing: at memtrace's sites it shows what the probes alone cost.

@@ -12,7 +12,7 @@ use memtrace_ebpf::layout::{Counter, inner};
 use super::{
     calls::{drop_abandoned, thread_state},
     count, current,
-    maps::Thread,
+    maps::{self, Thread},
     recording,
     sampling::is_chosen,
     stack,
@@ -23,14 +23,17 @@ use super::{
 fn inner_done(ctx: ProbeContext) -> u32 {
     // SAFETY: the kernel passes valid registers.
     let regs = unsafe { &*ctx.regs };
+    // Before anything that costs time, also if it is in vain: in another process, or inside another call.
+    if !maps::CONTROL
+        .get(0)
+        .is_some_and(|control| is_chosen(control, regs.rbx))
+    {
+        return 0;
+    }
     let (space, tid) = current();
     let Some(control) = recording(&ctx, space) else {
         return 0;
     };
-    // Before anything that costs time.
-    if !is_chosen(control, regs.rbx) {
-        return 0;
-    }
     if let Some(thread) = outside_calls(space, tid, &ctx, regs) {
         thread.address = regs.rax;
         thread.size = regs.rbx;
