@@ -125,7 +125,10 @@ impl Tracer {
             }
             log::info!("processes that borrow the address space (vfork) are not recorded: {error}");
         }
+        // Whatever is attached here is attached from the beginning.
+        space.is_held = true;
         tracer.attach_images(&mut space, images)?;
+        space.is_held = false;
         space.say_what_is_not_visible();
         if let Some(anchor) = NonZeroU32::new(process.anchor()) {
             tracer.programs.set_anchor(anchor);
