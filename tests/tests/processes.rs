@@ -75,6 +75,20 @@ fn family(
     Ok(())
 }
 
+/// Needs no privilege, and builds what the others trace.
+#[test]
+fn a_family_keeps_books_of_itself() -> Result<()> {
+    for name in ["beginner", "borrower", "changer", "spawner"] {
+        build(name)?;
+    }
+    let output = Command::new(build("family")?).args(["5", "1", "300"]).output()?;
+    ensure!(output.status.success(), "{}", output.status);
+    let lines = String::from_utf8(output.stdout)?;
+    let books: Vec<_> = lines.lines().map(Relative::parse).collect::<Result<_>>()?;
+    ensure!(books.iter().any(|process| process.parent != 0), "{lines}");
+    Ok(())
+}
+
 #[test]
 fn a_small_family() -> Result<()> {
     family("3", "2", "1000", 20, &[], Relative::assert_equal)

@@ -24,7 +24,7 @@ pub struct TestProgram {
 }
 
 /// Everything that runs in every kernel, in this order.
-pub const PROGRAMS: [TestProgram; 2] = [
+pub const PROGRAMS: [TestProgram; 3] = [
     TestProgram {
         package: "tracer",
         selection: &["--lib"],
@@ -40,6 +40,16 @@ pub const PROGRAMS: [TestProgram; 2] = [
         selection: &["--test", "ground_truth"],
         tests: &["one_thread", "attached_twice"],
         builders: &["the_books_add_up"],
+    },
+    TestProgram {
+        package: "tests",
+        selection: &["--test", "processes"],
+        tests: &[
+            "a_program_is_traced_from_its_first_instruction",
+            "children_of_any_thread_are_followed",
+            "an_exec_ends_one_heap_and_begins_another",
+        ],
+        builders: &["a_family_keeps_books_of_itself"],
     },
 ];
 
