@@ -212,6 +212,17 @@ impl Walk {
         }
     }
 
+    /// Stores a caller that was found in another way than by unwinding, with the return address `pc`.
+    #[inline(always)]
+    pub fn note_caller(&mut self, pc: u64) {
+        self.skip = 0;
+        self.pc = pc;
+        self.is_return = 1;
+        // Nothing was noted that tells this stack from others.
+        self.repeatable = 0;
+        self.push_frame(0);
+    }
+
     #[inline(always)]
     fn lookup_pc(&self) -> u64 {
         self.pc.wrapping_sub(self.is_return as u64)

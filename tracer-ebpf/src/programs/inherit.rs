@@ -80,7 +80,7 @@ fn inherit(ctx: TracePointContext) -> u32 {
         // SAFETY: the pointer is to a map's element. Its sums may change, but not because of this process.
         let stack = unsafe { &*stack };
         if stack.space == fork.parent && stack.ready != 0 && stack.alloc_objects > stack.freed_objects {
-            copy(stack, id, fork.child);
+            copy_stack(id, fork.child);
         }
     }
     fork.next = first.wrapping_add(STACKS_AT_ONCE);
@@ -91,6 +91,18 @@ fn inherit(ctx: TracePointContext) -> u32 {
 }
 
 /// Gives the child a stack with what lives of this one.
+///
+/// A function by itself, which the verifier follows once and not for each round of the loop.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn copy_stack(id: u32, child: u32) -> u32 {
+    if let Some(stack) = maps::STACKS.get_ptr(id) {
+        // SAFETY: the pointer is to a map's element. Its sums may change, but not because of this process.
+        copy(unsafe { &*stack }, id, child);
+    }
+    0
+}
+
 #[inline(always)]
 fn copy(stack: &Stack, id: u32, child: u32) {
     let Some(new) = free_index() else {

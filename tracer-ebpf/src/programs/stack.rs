@@ -4,7 +4,7 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, pt_regs},
     helpers::{
-        bpf_probe_read_user,
+        bpf_get_attach_cookie, bpf_probe_read_user,
         generated::{bpf_probe_read_user as probe_read_user, bpf_ringbuf_output, bpf_ringbuf_query},
     },
     macros::uprobe,
@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use memtrace_ebpf::{
     bound::masked,
-    layout::{Control, Counter, EndReason, FramesHeader, MAX_FRAMES, OVERFLOW_STACK, tail},
+    layout::{Control, Counter, EndReason, FramesHeader, MAX_FRAMES, OVERFLOW_STACK, inner, tail},
     unwind::{Mapping, Page, Row},
     walk::{Memory, Tables, Walk},
 };
@@ -189,8 +189,23 @@ fn walk(ctx: ProbeContext) -> u32 {
         unsafe { maps::TAILS.tail_call(&ctx, tail::WALK) };
         reason = EndReason::OutOfSteps;
     }
+    if reason as u8 == EndReason::UnknownMapping as u8 && walk.frames_len == 0 {
+        note_caller_of_malloc(&ctx, walk);
+    }
     finish(space, thread, walk, reason);
     0
+}
+
+/// Where the mappings are not known so far, the return address of a `malloc` that is probed inside still is.
+#[inline(always)]
+fn note_caller_of_malloc(ctx: &ProbeContext, walk: &mut Walk) {
+    // SAFETY: the context is the one that the kernel passed to this program; the other helper checks the address.
+    unsafe {
+        let slot = bpf_get_attach_cookie(ctx.as_ptr()) & inner::SLOT;
+        if let Ok(address) = bpf_probe_read_user(walk.start_sp.wrapping_add(slot) as *const u64) {
+            walk.note_caller(address);
+        }
+    }
 }
 
 /// Gives the finished walk's stack an index and books the block.

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use memtrace_ebpf::layout::{BlockKey, GONE};
+use memtrace_ebpf::layout::{BlockKey, FREED, GONE};
 
 /// The address spaces that live, and their ancestors.
 #[derive(Debug)]
@@ -32,21 +32,21 @@ impl Heirs {
         heirs
     }
 
-    /// Whether anybody may free this block.
-    pub fn may_hold(&self, key: &BlockKey) -> bool {
-        match key.space & GONE {
-            0 => self.needed.contains(&key.space),
-            _ => self
-                .parents
-                .get(&(key.space & !GONE))
-                .is_some_and(|parent| self.with_heirs.contains(parent)),
+    /// Whether anybody may free this block, now that these address spaces are to be forgotten. An address space that has not
+    /// been heard of so far may.
+    pub fn may_hold(&self, key: &BlockKey, forgotten: &HashSet<u32>) -> bool {
+        let space = key.space & !(GONE | FREED);
+        if key.space & GONE == 0 {
+            return !forgotten.contains(&space);
         }
+        let parent = self.parents.get(&space);
+        parent.is_none_or(|parent| self.with_heirs.contains(parent))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{BlockKey, GONE, HashMap, Heirs};
+    use super::{BlockKey, GONE, HashMap, HashSet, Heirs};
 
     #[test]
     fn blocks_are_kept_as_long_as_somebody_may_free_them() {
@@ -58,8 +58,11 @@ mod tests {
                 space,
                 _pad: 0,
             };
-            Heirs::of(&parents, living.iter()).may_hold(&key)
+            let heirs = Heirs::of(&parents, living.iter());
+            let forgotten = HashSet::from_iter((1..=5).filter(|space| !heirs.needed.contains(space)));
+            heirs.may_hold(&key, &forgotten)
         };
+        assert!(holds(&[4], 6), "one that was not heard of so far");
         assert!(holds(&[4], 1), "the grandparent's");
         assert!(holds(&[4], 3), "the parent's");
         assert!(!holds(&[4], 2), "an uncle's");

@@ -90,9 +90,12 @@ impl Tracer {
                 self.own_layout(space);
                 let is_new = |mapping: &&Arc<Mapping>| self.files.get(mapping).is_none();
                 let new: Vec<_> = change.added.iter().filter(is_new).cloned().collect();
+                // What is known first: reading a large file takes long, and stacks go through its libraries meanwhile.
+                self.update_known(space, &change);
                 self.name_mappings(space.layout, &new);
+                self.programs.mappings_changed();
                 let images = Images::read(process, &unread, &self.settings.allocator_prefixes);
-                self.add_mappings(space, &change, &images);
+                self.add_mappings(space, &new, &images);
                 if let Err(error) = self.attach_images(space, images) {
                     space.add_note(format!(
                         "an allocator that was loaded later is not probed: {error}"
@@ -151,21 +154,38 @@ impl Tracer {
         }
     }
 
-    pub(super) fn add_mappings(&mut self, space: &mut Space, change: &Change, images: &Images) {
+    /// Removes the mappings that are gone, and adds those of files that are known.
+    fn update_known(&mut self, space: &mut Space, change: &Change) {
         for mapping in &change.removed {
             self.programs.tables().remove_mapping(space.layout, mapping.id);
         }
-        for mapping in &change.added {
-            let file = self.table_of(space, mapping, images);
-            if let Err(error) = self.programs.tables().add_mapping(space.layout, mapping, file) {
-                space.add_note(format!("stacks stop in {}: {error}", mapping.file_name()));
-            }
+        let known = change.added.iter().filter_map(|mapping| {
+            let known = self.files.get(mapping)?;
+            Some((mapping, known.table.unwrap_or(FileTable::NONE)))
+        });
+        let known: Vec<_> = known.collect();
+        for (mapping, table) in known {
+            self.add_mapping(space, mapping, table);
         }
         if change.unnamed > 0 {
             space.add_note(format!(
                 "stacks stop in {} mappings: too many came and went",
                 change.unnamed
             ));
+        }
+    }
+
+    /// Adds the mappings of files that were read just now.
+    pub(super) fn add_mappings(&mut self, space: &mut Space, new: &[Arc<Mapping>], images: &Images) {
+        for mapping in new {
+            let table = self.table_of(space, mapping, images);
+            self.add_mapping(space, mapping, table);
+        }
+    }
+
+    fn add_mapping(&mut self, space: &mut Space, mapping: &Mapping, table: FileTable) {
+        if let Err(error) = self.programs.tables().add_mapping(space.layout, mapping, table) {
+            space.add_note(format!("stacks stop in {}: {error}", mapping.file_name()));
         }
     }
 

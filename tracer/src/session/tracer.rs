@@ -117,7 +117,7 @@ impl Tracer {
         tracer
             .programs
             .add_process(process.pid(), FIRST_SPACE, space.layout)?;
-        tracer.add_mappings(&mut space, &change, &images);
+        tracer.add_mappings(&mut space, &change.added, &images);
         tracer.programs.attach_process_events()?;
         if let Err(error) = tracer.programs.attach_forks() {
             if settings.children {
@@ -260,17 +260,18 @@ impl Tracer {
         if self.dead.is_empty() {
             return;
         }
-        let dead = std::mem::take(&mut self.dead);
-        let heirs = Heirs::of(
-            &self.parents,
-            self.spaces
-                .keys()
-                .chain(self.ending.iter().map(|(space, _)| &space.id)),
-        );
+        let ending = self.ending.iter().map(|(space, _)| &space.id);
+        let heirs = Heirs::of(&self.parents, self.spaces.keys().chain(ending));
+        // What a descendant inherited refers to the stacks of its ancestors.
+        let dead: HashSet<u32> = self.dead.difference(&heirs.needed).copied().collect();
+        if dead.is_empty() {
+            return;
+        }
+        self.dead.retain(|space| !dead.contains(space));
         let given_back = self
             .programs
             .books_mut()
-            .give_back(count, &dead, |key| heirs.may_hold(key));
+            .give_back(count, &dead, |key| heirs.may_hold(key, &dead));
         if let Err(error) = given_back {
             log::debug!("the table of blocks is not tidied: {error}");
         }
@@ -422,6 +423,7 @@ impl Tracer {
         let info = process.as_ref().map_or_else(
             || ProcessInfo {
                 pid: notice.process,
+                name: "unknown".into(),
                 ..ProcessInfo::default()
             },
             |process| process.info().clone(),
