@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use crate::Result;
 
 /// How long a test waits for something that should take a moment, on a machine that is busy.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The lines of a pipe, as they come.
 #[derive(Debug)]

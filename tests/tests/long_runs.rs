@@ -29,7 +29,7 @@ fn more_stacks_than_the_table_holds() -> Result<()> {
     target.stdout.expect("ready ", PATIENCE)?;
     let memtrace = Memtrace::attach(target.pid(), &[])?;
     target.tell("")?;
-    target.stdout.expect("done", 3 * PATIENCE)?;
+    target.stdout.expect("done", PATIENCE)?;
     let (heap, _outcome) = memtrace.stop()?;
     let values = heap
         .by_function("churn_leaf")
@@ -60,7 +60,7 @@ fn more_children_than_the_table_holds() -> Result<()> {
     }
     let _turn = serial::turn()?;
     let memtrace = Memtrace::start(&["--children"], [&*build("begetter")?, &CHILDREN.to_string()])?;
-    let (heap, outcome) = memtrace.finish(3 * PATIENCE)?.succeeded()?;
+    let (heap, outcome) = memtrace.finish(PATIENCE)?.succeeded()?;
     let mut heaps = vec![heap];
     for entry in std::fs::read_dir(outcome.output())? {
         let path = entry?.path();

@@ -6,6 +6,7 @@ mod blocks;
 mod books;
 mod frames;
 mod perf;
+mod points;
 mod programs;
 mod ranges;
 mod reuse;

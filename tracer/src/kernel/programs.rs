@@ -3,7 +3,6 @@
 use std::{
     collections::HashSet,
     fs::File,
-    iter,
     mem::offset_of,
     num::{NonZeroU32, NonZeroU64},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -19,24 +18,23 @@ use aya::{
     programs::{Program, ProgramError, ProgramFd, RawTracePoint, TracePoint, UProbe},
 };
 use memtrace_ebpf::{
-    layout::{
-        Block, BlockKey, CallKind, Control, NO_SPACE, Notice, NoticeKind, Stack, Wish, entry, exit, tail,
-    },
+    layout::{Block, BlockKey, Control, NO_SPACE, Notice, NoticeKind, Stack, Wish, tail},
     unwind::Page,
 };
 
 use super::{
     KernelError,
     array::MappedArray,
-    attach::{Attacher, Batch, Point},
+    attach::{Attacher, Batch},
     books::Books,
     perf::{self, Watched},
+    points::{point, points},
     sampling::SizeClasses,
     spaces::Spaces,
     tables::{TableRoom, Tables},
     tracefs::Tracefs,
 };
-use crate::probe::{InnerRole, Shape, Site};
+use crate::probe::Site;
 
 /// The programs, as `build.rs` compiled them.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-programs"));
@@ -381,113 +379,6 @@ impl Programs {
     }
 }
 
-/// What to attach for one allocation function.
-fn points<'a>(site: &Site, file: &'a File, floor: bool) -> Vec<Point<'a>> {
-    if !site.inner.is_empty() {
-        return inner_points(site, file, floor);
-    }
-    let (at_exit, leave) = match floor {
-        true => ("floor", "floor_return"),
-        false => ("leave_at_exit", "leave"),
-    };
-    let exits = site.exits.iter().map(|place| Point {
-        cookie: exit::cookie(place.slot, place.register, place.condition, place.returns),
-        ..point(at_exit, file, place.point.file_offset)
-    });
-    let (entry, cookie) = match floor {
-        true => ("floor", 0),
-        false => entry_program(site),
-    };
-    let entry = Point {
-        cookie,
-        ..point(entry, file, site.entry.file_offset)
-    };
-    let returns = site.returns.as_ref().map(|place| Point {
-        is_return: true,
-        ..point(leave, file, place.file_offset)
-    });
-    exits.chain(iter::once(entry)).chain(returns).collect()
-}
-
-/// Results first: a size that nothing follows is harmless, a result without its size is lost.
-fn inner_points<'a>(site: &Site, file: &'a File, floor: bool) -> Vec<Point<'a>> {
-    let roles = [InnerRole::Result, InnerRole::Size, InnerRole::Done];
-    let of = |role| site.inner.iter().filter(move |inner| inner.role == role);
-    roles
-        .into_iter()
-        .flat_map(of)
-        .map(|inner| Point {
-            cookie: u64::from(inner.slot),
-            ..point(
-                if floor { "floor" } else { inner_program(inner.role) },
-                file,
-                inner.point.file_offset,
-            )
-        })
-        .collect()
-}
-
-fn point<'a>(program: &'static str, file: &'a File, offset: u64) -> Point<'a> {
-    Point {
-        program,
-        is_return: false,
-        file,
-        offset,
-        cookie: 0,
-    }
-}
-
-/// The program for a function's entry, and its cookie.
-fn entry_program(site: &Site) -> (&'static str, u64) {
-    if site.is_probed_at_exits() {
-        return ("enter_described", entry_cookie(site));
-    }
-    let name = match (site.shape, site.moved) {
-        (Shape::Free, _) => "enter_free",
-        (Shape::Delete, _) => "enter_delete",
-        (Shape::Malloc, None) => "enter_malloc",
-        (Shape::Calloc, None) => "enter_calloc",
-        (Shape::Realloc, None) => "enter_realloc",
-        (Shape::ReallocArray, None) => "enter_reallocarray",
-        (Shape::PosixMemalign, None) => "enter_posix_memalign",
-        (Shape::Memalign, None) => "enter_memalign",
-        _ => return ("enter_described", entry_cookie(site)),
-    };
-    (name, 0)
-}
-
-/// Where the arguments are, for the program that reads that from its cookie.
-fn entry_cookie(site: &Site) -> u64 {
-    let kind = match site.shape {
-        Shape::Realloc | Shape::ReallocArray | Shape::HeapRealloc | Shape::HeapReallocArray => {
-            CallKind::Realloc
-        }
-        Shape::Reallocf | Shape::HeapReallocf => CallKind::Reallocf,
-        Shape::Xallocx => CallKind::InPlace,
-        Shape::PosixMemalign => CallKind::Memalign,
-        Shape::Malloc | Shape::Calloc | Shape::Memalign | Shape::HeapCalloc | Shape::Free | Shape::Delete => {
-            CallKind::Block
-        }
-    };
-    let places = site.places();
-    let [size, count, pointer] =
-        [places.size, places.count, places.pointer].map(|register| register.unwrap_or(entry::NONE));
-    let exits = if site.is_probed_at_exits() {
-        entry::EXITS
-    } else {
-        0
-    };
-    entry::cookie(kind, exits, size, count, pointer)
-}
-
-fn inner_program(role: InnerRole) -> &'static str {
-    match role {
-        InnerRole::Done => "inner_done",
-        InnerRole::Size => "inner_size",
-        InnerRole::Result => "inner_result",
-    }
-}
-
 /// Puts a program into an array for tail calls.
 fn fill_tails<P>(
     ebpf: &mut Ebpf,
@@ -546,60 +437,4 @@ fn take_notices(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, KernelError> {
         name: "NOTICES",
         source,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
-
-    use super::OBJECT;
-
-    /// `BPF_JMP | BPF_CALL` (`include/uapi/linux/bpf_common.h`).
-    const CALL: u8 = 0x85;
-    /// `BPF_FUNC_tail_call` (`include/uapi/linux/bpf.h`).
-    const TAIL_CALL: u32 = 12;
-    /// The register that points to a program's stack.
-    const FRAME_POINTER: u8 = 10;
-
-    /// Opcode, registers, immediate.
-    type Instruction = (u8, u8, u32);
-
-    /// Every program in the sections for uprobes, by name.
-    fn uprobe_programs() -> Vec<(String, Vec<Instruction>)> {
-        let object = object::File::parse(OBJECT).expect("the object was just built");
-        let functions = object
-            .symbols()
-            .filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.size() > 0);
-        let in_uprobe_section = functions.filter_map(|symbol| {
-            let section = object.section_by_index(symbol.section_index()?).ok()?;
-            let name = section.name().ok()?;
-            if !name.starts_with("uprobe") && !name.starts_with("uretprobe") {
-                return None;
-            }
-            let begin = symbol.address() as usize;
-            let code = &section.data().ok()?[begin..begin + symbol.size() as usize];
-            let instructions = code
-                .chunks_exact(8)
-                .map(|i| (i[0], i[1], u32::from_le_bytes([i[4], i[5], i[6], i[7]])));
-            Some((symbol.name().ok()?.to_owned(), instructions.collect()))
-        });
-        in_uprobe_section.collect()
-    }
-
-    /// Without it the kernel may give the program a private stack per CPU, which a preempted program corrupts.
-    #[test]
-    fn every_uprobe_program_has_a_tail_call_or_no_stack() {
-        let programs = uprobe_programs();
-        assert!(programs.len() >= 10, "found only {}", programs.len());
-        for (name, instructions) in programs {
-            let tail_call = instructions.contains(&(CALL, 0, TAIL_CALL));
-            let stack = instructions
-                .iter()
-                .any(|&(_, registers, _)| registers & 15 == FRAME_POINTER || registers >> 4 == FRAME_POINTER);
-            assert!(
-                tail_call || !stack,
-                "{name} uses its stack and contains no tail call"
-            );
-        }
-    }
 }

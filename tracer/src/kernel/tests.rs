@@ -6,6 +6,7 @@ use aya::{
 };
 
 use memtrace_ebpf::unwind::{CfaKind, Page, Row};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
 
 use super::{FileTable, KernelError, Limits, Programs, TableRoom, programs::OBJECT, tables::Tables};
 use crate::{
@@ -144,4 +145,53 @@ fn tables_that_nobody_uses_make_room() {
             .any(|table| table.is_same(used) || table.is_same(kept))
     );
     assert!(!next.is_same(used) && !next.is_same(kept));
+}
+
+/// `BPF_JMP | BPF_CALL` (`include/uapi/linux/bpf_common.h`).
+const CALL: u8 = 0x85;
+/// `BPF_FUNC_tail_call` (`include/uapi/linux/bpf.h`).
+const TAIL_CALL: u32 = 12;
+/// The register that points to a program's stack.
+const FRAME_POINTER: u8 = 10;
+
+/// Opcode, registers, immediate.
+type Instruction = (u8, u8, u32);
+
+/// Every program in the sections for uprobes, by name.
+fn uprobe_programs() -> Vec<(String, Vec<Instruction>)> {
+    let object = object::File::parse(OBJECT).expect("the object was just built");
+    let functions = object
+        .symbols()
+        .filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.size() > 0);
+    let in_uprobe_section = functions.filter_map(|symbol| {
+        let section = object.section_by_index(symbol.section_index()?).ok()?;
+        let name = section.name().ok()?;
+        if !name.starts_with("uprobe") && !name.starts_with("uretprobe") {
+            return None;
+        }
+        let begin = symbol.address() as usize;
+        let code = &section.data().ok()?[begin..begin + symbol.size() as usize];
+        let instructions = code
+            .chunks_exact(8)
+            .map(|i| (i[0], i[1], u32::from_le_bytes([i[4], i[5], i[6], i[7]])));
+        Some((symbol.name().ok()?.to_owned(), instructions.collect()))
+    });
+    in_uprobe_section.collect()
+}
+
+/// Without it the kernel may give the program a private stack per CPU, which a preempted program corrupts.
+#[test]
+fn every_uprobe_program_has_a_tail_call_or_no_stack() {
+    let programs = uprobe_programs();
+    assert!(programs.len() >= 10, "found only {}", programs.len());
+    for (name, instructions) in programs {
+        let tail_call = instructions.contains(&(CALL, 0, TAIL_CALL));
+        let stack = instructions
+            .iter()
+            .any(|&(_, registers, _)| registers & 15 == FRAME_POINTER || registers >> 4 == FRAME_POINTER);
+        assert!(
+            tail_call || !stack,
+            "{name} uses its stack and contains no tail call"
+        );
+    }
 }

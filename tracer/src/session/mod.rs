@@ -5,6 +5,7 @@ mod heirs;
 mod history;
 mod images;
 mod launch;
+mod lifecycle;
 mod mappings;
 mod privilege;
 mod results;

@@ -1,0 +1,216 @@
+//! What becomes of the processes: they fork, execute other programs, lose threads, and end.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use memtrace_ebpf::layout::{Notice, NoticeKind};
+
+use super::{Tracer, space::Space};
+use crate::{
+    snapshot::{Origin, Snapshot},
+    target::{Process, ProcessInfo},
+};
+
+/// A process whose first thread has ended is looked at this long after: the kernel tells before it is done.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// An address space that is no more, with the last word on it.
+pub struct Past {
+    /// What it held.
+    pub snapshot: Snapshot,
+    /// Whether the process executed another program, rather than ended.
+    pub executed: bool,
+}
+
+impl Tracer {
+    /// Acts on what the programs told.
+    pub fn handle_notices(&mut self) {
+        for (kind, notice) in self.programs.take_notices() {
+            match kind {
+                NoticeKind::MappingsChanged => self.refresh(notice.space),
+                NoticeKind::AnchorEnded => self.rebind(),
+                NoticeKind::Forked => self.add_child(&notice),
+                NoticeKind::Executed => self.add_executed(&notice),
+                NoticeKind::Ended => self.look_at_ends = Some(Instant::now() + LOOK_AGAIN),
+            }
+        }
+    }
+
+    /// When [`Tracer::find_ended`] is due.
+    pub fn ends_due(&self) -> Option<Instant> {
+        self.look_at_ends
+    }
+
+    /// Finds processes that have ended.
+    pub fn find_ended(&mut self) {
+        self.look_at_ends = None;
+        let ended = self.spaces.values().filter(|space| space.has_ended());
+        let ended: Vec<_> = ended.map(|space| space.id).collect();
+        for id in ended {
+            self.end(id, false);
+        }
+        if self.settings.children {
+            self.anchor_others();
+        }
+    }
+
+    /// Whether [`Tracer::take_past`] has something to tell.
+    pub fn has_past(&self) -> bool {
+        !self.ending.is_empty()
+    }
+
+    /// The last word on the next address space that is no more; `None` also if there is nothing to tell of it.
+    pub fn take_past(&mut self) -> Option<Past> {
+        let (mut space, executed) = self.ending.pop_front()?;
+        self.programs.books_mut().read_frames();
+        self.dead.insert(space.id);
+        space.say_what_is_not_visible();
+        let mut snapshot = self.snapshot(&space, &self.old_blocks());
+        if snapshot.coverage.allocators.is_empty() && !snapshot.sites.is_empty() {
+            snapshot
+                .coverage
+                .allocators
+                .push("an allocator that is probed for other processes".into());
+        }
+        // Most forks only execute a program: of such a moment there is nothing to tell.
+        let is_idle = snapshot.sites.iter().all(|site| site.inherited);
+        let is_told = !(executed && is_idle && matches!(space.origin, Origin::Forked { .. }));
+        is_told.then_some(Past { snapshot, executed })
+    }
+
+    /// A process was forked: it has its parent's memory and mappings.
+    fn add_child(&mut self, notice: &Notice) {
+        let process = Process::open_made_at(notice.process, notice.time)
+            .ok()
+            .map(Arc::new);
+        let parent = self.spaces.get(&notice.earlier);
+        // By now it may have executed another program, which has another name.
+        let info = ProcessInfo {
+            pid: notice.process,
+            ..parent.map_or_else(ProcessInfo::default, |parent| parent.info.clone())
+        };
+        let origin = Origin::Forked {
+            parent: parent.map_or(0, |parent| parent.info.pid),
+        };
+        let mut space = Space::new(notice.space, info, process, origin, self.elapsed());
+        if let Some(parent) = parent {
+            space.layout = parent.layout;
+            space.reader = parent.reader.clone();
+            space.bound.clone_from(&parent.bound);
+            space.coverage = parent.coverage.clone();
+            self.files.share_layout(parent.layout);
+        }
+        if space.process.is_none() {
+            self.look_at_ends.get_or_insert_with(Instant::now);
+        }
+        self.anchor(&mut space);
+        self.parents.insert(notice.space, notice.earlier);
+        self.spaces.insert(notice.space, space);
+    }
+
+    /// A process executed a program: one address space ends, and another begins.
+    fn add_executed(&mut self, notice: &Notice) {
+        let owner = self.spaces.get(&notice.earlier).map(|space| space.info.clone());
+        let had_own = owner.as_ref().is_some_and(|info| info.pid == notice.process);
+        if !self.settings.children {
+            if had_own {
+                self.end(notice.earlier, true);
+            }
+            return;
+        }
+        let process = Process::open(notice.process).ok().map(Arc::new);
+        let info = process.as_ref().map_or_else(
+            || ProcessInfo {
+                pid: notice.process,
+                name: "unknown".into(),
+                ..ProcessInfo::default()
+            },
+            |process| process.info().clone(),
+        );
+        let bound = self
+            .spaces
+            .get(&notice.earlier)
+            .map_or_else(HashSet::new, |space| space.bound.clone());
+        let before = owner.map_or_else(String::new, |info| info.name);
+        let origin = if had_own {
+            Origin::Executed { before }
+        } else {
+            Origin::Forked {
+                parent: self.spaces.get(&notice.earlier).map_or(0, |space| space.info.pid),
+            }
+        };
+        let mut space = Space::new(notice.space, info, process, origin, self.elapsed());
+        space.layout = self.files.new_layout();
+        // Perf events stay with a thread through an exec.
+        space.bound = bound;
+        self.anchor(&mut space);
+        let described = self.programs.spaces().describe(space.id, space.layout, 0);
+        if let Err(error) = described {
+            space.add_note(format!("stacks are not unwound: {error}"));
+        }
+        self.spaces.insert(space.id, space);
+        // First this, which may not live long.
+        self.refresh(notice.space);
+        if had_own {
+            self.end(notice.earlier, true);
+        }
+    }
+
+    /// An address space is no more.
+    fn end(&mut self, id: u32, executed: bool) {
+        let Some(space) = self.spaces.remove(&id) else {
+            return;
+        };
+        self.programs.spaces().forget(space.info.pid, id);
+        if self.files.leave_layout(space.layout) {
+            self.programs.tables().remove_layout(space.layout);
+        }
+        self.ending.push_back((space, executed));
+    }
+
+    /// Finds where return probes return to, which is known only some time after the first.
+    pub(super) fn find_trampolines(&mut self) {
+        for space in self.spaces.values_mut().filter(|space| space.trampoline == 0) {
+            let Some(process) = &space.process else { continue };
+            let Ok(Some(address)) = process.trampoline() else {
+                continue;
+            };
+            match self.programs.spaces().describe(space.id, space.layout, address) {
+                Ok(()) => space.trampoline = address,
+                Err(error) => log::debug!("{error}"),
+            }
+        }
+    }
+
+    /// The thread that the probes were bound to has ended: binds them to another.
+    ///
+    /// The old ones stay until the end. They are dead, and removing them takes longer than is good here.
+    fn rebind(&mut self) {
+        let began = Instant::now();
+        let Some(anchor) = self.root.choose_anchor() else {
+            return;
+        };
+        let result = self
+            .files
+            .attach_again(&mut self.programs, &self.settings, anchor);
+        self.programs.set_anchor(anchor);
+        let ended = "the thread that the probes were bound to ended";
+        let note = match result {
+            Ok(()) => format!(
+                "{ended} after {:.1} s; nothing was recorded for some {} ms, until they were bound to another",
+                self.elapsed().as_secs_f64(),
+                began.elapsed().as_millis() + 1
+            ),
+            Err(error) => format!(
+                "{ended}, and they could not be bound to another: nothing was recorded since ({error})"
+            ),
+        };
+        log::warn!("{note}");
+        for space in self.spaces.values_mut() {
+            space.add_note(note.clone());
+        }
+    }
+}
