@@ -165,7 +165,7 @@ int main(int argc, char **argv)
     if (argc != 4)
         return 2;
     /* memtrace reads what a new program maps while that runs: give it the time. */
-    usleep(300000);
+    usleep(1000000);
     state = strtoul(argv[1], NULL, 10);
     live(atoi(argv[2]), atoi(argv[3]), argv);
 }
