@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: what one malloc+free pair costs, untraced and under each tracer, in one run and one table:
-//! `pair` in one thread, `sampled` when memtrace records a sample, `threads` in many threads at once.
+//! `pair` in one thread, `sampled` when memtrace records a sample, `threads` in many threads at once; and what following
+//! `children` costs.
 
+mod children;
 mod code;
 mod contestant;
 mod costs;
@@ -27,6 +29,12 @@ pub enum Bench {
     Sampled(Timing),
     /// The same in 1, 2, 8 and 32 threads at once.
     Threads(Timing),
+    /// The cost of making threads, processes and programs, with and without following them.
+    Children {
+        /// How often every contestant has its turn.
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+    },
 }
 
 /// How long to measure.
@@ -75,6 +83,7 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
         }
         Bench::Sampled(timing) => pair::sampled(*timing)?,
         Bench::Threads(timing) => threads::threads(*timing)?,
+        Bench::Children { rounds } => children::children(*rounds)?,
     }
     Ok(ExitCode::SUCCESS)
 }
