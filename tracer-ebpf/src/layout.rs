@@ -298,6 +298,12 @@ pub struct Notice {
     pub space: u32,
     /// [`NoticeKind::Forked`], [`NoticeKind::Executed`]: the address space that it was made from or had before.
     pub earlier: u32,
+    /// [`NoticeKind::Forked`]: the process that forked it. Else the process itself.
+    pub by: u32,
+    /// Padding.
+    pub _pad: u32,
+    /// The name of the thread that the notice is from, ended by a zero.
+    pub name: [u8; 16],
 }
 
 /// What a [`Notice`] says.

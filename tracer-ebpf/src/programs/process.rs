@@ -3,7 +3,7 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::{bpf_ktime_get_boot_ns, generated::bpf_send_signal},
+    helpers::{bpf_get_current_comm, bpf_ktime_get_boot_ns, generated::bpf_send_signal},
     macros::{raw_tracepoint, tracepoint, uprobe},
     programs::{ProbeContext, RawTracePointContext, TracePointContext},
 };
@@ -228,6 +228,9 @@ fn notify(kind: NoticeKind, process: u32, space: u32, earlier: u32) {
         process,
         space,
         earlier,
+        by: ids().0,
+        _pad: 0,
+        name: bpf_get_current_comm().unwrap_or_default(),
     };
     if maps::NOTICES.output::<Notice>(&notice, 0).is_err() {
         count_for(NO_SPACE, Counter::NoticesLost, 1);

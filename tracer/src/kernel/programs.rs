@@ -8,7 +8,7 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -198,6 +198,14 @@ impl Programs {
     pub fn add_process(&mut self, process: u32, space: u32, layout: u32) -> Result<(), KernelError> {
         self.books.open(space)?;
         self.spaces.add(process, space, layout)
+    }
+
+    /// The number of an address space that the programs have not given to any.
+    pub fn new_space(&self) -> u32 {
+        let control = self.control.pointer(0);
+        // SAFETY: the pointer is to a word of the mapped control block, which programs change atomically.
+        let next = unsafe { AtomicU64::from_ptr(&raw mut (*control).next_space) };
+        next.fetch_add(1, Ordering::SeqCst) as u32
     }
 
     /// The unwind tables.

@@ -41,22 +41,24 @@ pub fn write_processes(out: &mut impl Write, rows: &[ProcessRow], options: &Repo
     rows.sort_by_key(|row| std::cmp::Reverse(row.live_bytes));
     let shown = rows.len().min(options.top.max(1));
     let title = match rows.len() {
-        all if all == shown => format!("{all} programs were traced:"),
-        all => format!("{all} programs were traced; those that hold most memory:"),
+        all if all == shown => {
+            format!("{all} heaps were traced, one for each process and program that it executed:")
+        }
+        all => format!(
+            "{all} heaps were traced, one for each process and program that it executed; the largest:"
+        ),
     };
     writeln!(out, "{}", style.bold(title))?;
     for row in &rows[..shown] {
-        let profile = row
-            .profile
-            .as_ref()
-            .map_or_else(|| "not written".into(), |path| path.display().to_string());
-        let end = if row.end.is_empty() { "runs on" } else { row.end };
+        let directory = row.profile.as_ref().and_then(|path| path.parent()?.file_name());
+        let profile = directory.map_or_else(|| "not written".into(), |name| name.display().to_string());
+        let end = if row.end.is_empty() { "runs" } else { row.end };
         let line = format!(
-            "{:>10} in {:<15}  {:>7} {:<16} {end:<24} {profile}",
+            "{:>10} in {:<15} {:>7} {:<15} {end:<8} {profile}/",
             text::bytes(row.live_bytes),
             text::objects(row.live_objects),
             row.pid,
-            shorten(&printable(&row.name), 16),
+            shorten(&printable(&row.name), 15),
         );
         writeln!(out, "{line}")?;
     }
@@ -65,7 +67,7 @@ pub fn write_processes(out: &mut impl Write, rows: &[ProcessRow], options: &Repo
         let bytes = others.iter().map(|row| row.live_bytes).sum();
         writeln!(
             out,
-            "{:>10} in {} others",
+            "{:>10} in {} more",
             text::bytes(bytes),
             text::count(others.len() as u64)
         )?;

@@ -80,12 +80,18 @@ pub(super) fn of(snapshot: &Snapshot) -> Vec<String> {
 pub(crate) fn origin(origin: &Origin) -> String {
     match origin {
         Origin::Attached => "Memory allocated before memtrace attached is not counted.".into(),
-        Origin::Started => "memtrace started it: every allocation is counted.".into(),
+        Origin::Started => "memtrace started it, and watched from its first instruction on.".into(),
+        Origin::Spawned { parent: Some(parent) } => {
+            format!("Process {parent} started it; memtrace watched from its first instruction on.")
+        }
+        Origin::Spawned { parent: None } => {
+            "A traced process started it; memtrace watched from its first instruction on.".into()
+        }
         Origin::Forked { parent } => format!(
             "Process {parent} forked it: what it has from there is marked as inherited (memory is shared until it is written)."
         ),
         Origin::Executed { before } => format!(
-            "It executed this program in place of {}: every allocation since is counted.",
+            "It executed this program in place of {}; memtrace watched from its first instruction on.",
             printable(before)
         ),
     }

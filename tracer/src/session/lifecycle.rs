@@ -8,7 +8,7 @@ use std::{
 
 use memtrace_ebpf::layout::{Notice, NoticeKind};
 
-use super::{Tracer, space::Space};
+use super::{Error, Tracer, space::Space};
 use crate::{
     snapshot::{Origin, Snapshot},
     target::{Process, ProcessInfo},
@@ -23,6 +23,12 @@ pub struct Past {
     pub snapshot: Snapshot,
     /// Whether the process executed another program, rather than ended.
     pub executed: bool,
+}
+
+/// The name of the process that a notice is about.
+fn name_of(notice: &Notice) -> String {
+    let bytes = notice.name.split(|&byte| byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 impl Tracer {
@@ -90,12 +96,11 @@ impl Tracer {
         // By now it may have executed another program, which has another name.
         let info = ProcessInfo {
             pid: notice.process,
+            name: name_of(notice),
             ..parent.map_or_else(ProcessInfo::default, |parent| parent.info.clone())
         };
-        let origin = Origin::Forked {
-            parent: parent.map_or(0, |parent| parent.info.pid),
-        };
-        let mut space = Space::new(notice.space, info, process, origin, self.elapsed());
+        let origin = Origin::Forked { parent: notice.by };
+        let mut space = Space::new(notice.space, info, process, origin, self.since(notice));
         if let Some(parent) = parent {
             space.layout = parent.layout;
             space.reader = parent.reader.clone();
@@ -125,7 +130,7 @@ impl Tracer {
         let info = process.as_ref().map_or_else(
             || ProcessInfo {
                 pid: notice.process,
-                name: "unknown".into(),
+                name: name_of(notice),
                 ..ProcessInfo::default()
             },
             |process| process.info().clone(),
@@ -134,15 +139,14 @@ impl Tracer {
             .spaces
             .get(&notice.earlier)
             .map_or_else(HashSet::new, |space| space.bound.clone());
-        let before = owner.map_or_else(String::new, |info| info.name);
-        let origin = if had_own {
-            Origin::Executed { before }
-        } else {
-            Origin::Forked {
-                parent: self.spaces.get(&notice.earlier).map_or(0, |space| space.info.pid),
-            }
+        let origin = match owner {
+            Some(info) if had_own => Origin::Executed { before: info.name },
+            Some(info) => Origin::Spawned {
+                parent: Some(info.pid),
+            },
+            None => Origin::Spawned { parent: None },
         };
-        let mut space = Space::new(notice.space, info, process, origin, self.elapsed());
+        let mut space = Space::new(notice.space, info, process, origin, self.since(notice));
         space.layout = self.files.new_layout();
         // Perf events stay with a thread through an exec.
         space.bound = bound;
@@ -157,6 +161,37 @@ impl Tracer {
         if had_own {
             self.end(notice.earlier, true);
         }
+    }
+
+    /// When a notice was given, counted from the start.
+    fn since(&self, notice: &Notice) -> Duration {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let now = Duration::new(now.tv_sec as u64, now.tv_nsec as u32);
+        let ago = now.saturating_sub(Duration::from_nanos(notice.time));
+        self.elapsed().saturating_sub(ago)
+    }
+
+    /// Begins to trace a process that descends from a traced one, but was made before.
+    ///
+    /// # Errors
+    /// When it has ended, or the kernel refuses.
+    pub(super) fn add_running(&mut self, pid: u32) -> Result<(), Error> {
+        if self.programs.spaces().of(pid).is_some() {
+            return Ok(());
+        }
+        let process = Arc::new(Process::open(pid)?);
+        let id = self.programs.new_space();
+        let info = process.info().clone();
+        let mut space = Space::new(id, info, Some(process), Origin::Attached, self.elapsed());
+        space.layout = self.files.new_layout();
+        self.programs.add_process(pid, id, space.layout)?;
+        space.is_held = true;
+        self.spaces.insert(id, space);
+        self.refresh(id);
+        if let Some(space) = self.spaces.get_mut(&id) {
+            space.is_held = false;
+        }
+        Ok(())
     }
 
     /// An address space is no more.
@@ -204,9 +239,16 @@ impl Tracer {
                 self.elapsed().as_secs_f64(),
                 began.elapsed().as_millis() + 1
             ),
-            Err(error) => format!(
-                "{ended}, and they could not be bound to another: nothing was recorded since ({error})"
-            ),
+            Err(error) => {
+                // The other threads of a process that ends as a whole end a moment later.
+                std::thread::sleep(LOOK_AGAIN);
+                if self.root.has_ended() {
+                    return;
+                }
+                format!(
+                    "{ended}, and they could not be bound to another: nothing was recorded since ({error})"
+                )
+            }
         };
         log::warn!("{note}");
         for space in self.spaces.values_mut() {

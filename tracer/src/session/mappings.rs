@@ -240,7 +240,7 @@ impl Tracer {
             self.files
                 .remember(image, batch.filter(|_| image.has_probes()), prefixes);
             if !image.is_unreadable() {
-                self.cover(space, image.allocator(), image.notes());
+                self.cover(space, image.allocator(), image.notes(), true);
             }
             space.is_stripped_static |= image.is_stripped_static();
         }
@@ -260,10 +260,10 @@ impl Tracer {
         for file in known {
             space.is_stripped_static |= file.is_stripped_static;
             let Some(batch) = file.batch else { continue };
-            self.cover(space, file.allocator, file.notes);
-            if space.bound.insert(batch)
-                && let Err(error) = self.bind_threads(space, batch, &[])
-            {
+            // What it has from its parent was there from the beginning.
+            let is_new = space.bound.insert(batch);
+            self.cover(space, file.allocator, file.notes, is_new);
+            if is_new && let Err(error) = self.bind_threads(space, batch, &[]) {
                 space.add_note(format!("an allocator is not probed: {error}"));
             }
         }
@@ -311,14 +311,14 @@ impl Tracer {
         }
     }
 
-    fn cover(&self, space: &mut Space, allocator: Option<String>, notes: Vec<String>) {
+    fn cover(&self, space: &mut Space, allocator: Option<String>, notes: Vec<String>, is_new: bool) {
         for note in notes {
             space.add_note(note);
         }
         let late = self.elapsed().saturating_sub(space.since);
         let covers = &mut space.coverage.allocators;
         if let Some(allocator) = allocator.filter(|new| !covers.iter().any(|old| old.starts_with(new))) {
-            covers.push(if late < Duration::from_millis(50) || space.is_held {
+            covers.push(if !is_new || late < Duration::from_millis(50) || space.is_held {
                 allocator
             } else {
                 format!("{allocator} (from {:.1} s on)", late.as_secs_f64())

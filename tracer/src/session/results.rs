@@ -91,8 +91,8 @@ struct Writer {
     /// Of the address spaces beside the first.
     directories: HashMap<u32, OutputDir>,
     rows: Vec<ProcessRow>,
-    /// The one that the report is about.
-    largest: Option<Snapshot>,
+    /// The one that the report is about, and what speaks for it.
+    largest: Option<((bool, u64), Snapshot)>,
     failure: Option<Error>,
 }
 
@@ -109,11 +109,7 @@ impl Writer {
                 }
             }
             Job::Past(snapshot, executed) => {
-                let end = if executed {
-                    "executed another program"
-                } else {
-                    "ended"
-                };
+                let end = if executed { "executed" } else { "ended" };
                 self.write_last(*snapshot, end);
             }
             Job::Last(snapshots) => {
@@ -141,12 +137,10 @@ impl Writer {
             end,
             profile: written.as_ref().ok().cloned(),
         });
-        if self
-            .largest
-            .as_ref()
-            .is_none_or(|largest| largest.live().0 < live_bytes)
-        {
-            self.largest = Some(snapshot);
+        // One that runs on is of more interest than one that is gone.
+        let weight = (end.is_empty(), live_bytes);
+        if self.largest.as_ref().is_none_or(|(before, _)| *before < weight) {
+            self.largest = Some((weight, snapshot));
         }
         self.keep(written.map_err(Error::from));
     }
@@ -181,7 +175,7 @@ impl Writer {
     }
 
     fn report(&mut self) -> Result<(), Error> {
-        let Some(largest) = &self.largest else {
+        let Some((_, largest)) = &self.largest else {
             return Ok(());
         };
         let options = ReportOptions::for_stdout(self.arguments.top);

@@ -224,6 +224,10 @@ impl Run<'_> {
                 () = sleep_until(end) => break End::TimeUp,
                 _ = process_end.readable(), if root_lives => {
                     root_lives = false;
+                    if let Target::Launched(launched) = &mut self.target {
+                        // Takes note of how, and leaves no zombie.
+                        launched.ended();
+                    }
                     self.tracer.handle_notices();
                     self.tracer.find_ended();
                 }

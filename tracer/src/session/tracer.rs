@@ -122,11 +122,29 @@ impl Tracer {
         if let Some(anchor) = NonZeroU32::new(process.anchor()) {
             tracer.programs.set_anchor(anchor);
         }
-        tracer.programs.record(!settings.floor);
-        space.started = SystemTime::now();
-        tracer.clock = Instant::now();
         tracer.spaces.insert(FIRST_SPACE, space);
+        if settings.children {
+            tracer.add_descendants();
+        }
+        tracer.programs.record(!settings.floor);
+        tracer.clock = Instant::now();
+        for space in tracer.spaces.values_mut() {
+            space.started = SystemTime::now();
+            space.since = Duration::ZERO;
+        }
         Ok(tracer)
+    }
+
+    /// The children that the process has already, and theirs. From here on the programs follow those that are made.
+    fn add_descendants(&mut self) {
+        // Another look finds those that were made by one that was not traced so far.
+        for _ in 0..3 {
+            for pid in self.root.descendants() {
+                if let Err(error) = self.add_running(pid) {
+                    log::warn!("process {pid} is not traced: {error}");
+                }
+            }
+        }
     }
 
     /// The process that tracing began with.

@@ -112,6 +112,11 @@ pub enum Origin {
         /// That process's id.
         parent: u32,
     },
+    /// A traced process made it to execute a program at once (`vfork`, `posix_spawn`), or before that was seen.
+    Spawned {
+        /// That process's id, if it is known.
+        parent: Option<u32>,
+    },
     /// A traced process executed another program, which ended one heap and began this one.
     Executed {
         /// The name of the program before.
