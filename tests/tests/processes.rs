@@ -174,6 +174,102 @@ fn what_a_borrowed_address_space_allocates_belongs_to_its_owner() -> Result<()> 
     Ok(())
 }
 
+/// musl's dynamic linker tells of its mappings once only, and the program's children must not be stopped by that.
+#[test]
+fn a_program_of_another_libc_is_traced_from_its_first_instruction() -> Result<()> {
+    let (true, Some(_)) = (skip::can_trace(), skip::installed(&["musl-gcc"])) else {
+        return Ok(());
+    };
+    let _turn = serial::turn()?;
+    let program = Build::c("beginner")
+        .compiler("musl-gcc")
+        .named("beginner_musl")
+        .path()?;
+    let program = program.to_str().context("a path that is not UTF-8")?;
+    let script = format!("{program}; {program}; exit 5");
+    for (arguments, command) in [
+        (&["--quiet"][..], vec![program]),
+        (&["--quiet", "--children"], vec!["sh", "-c", &script]),
+    ] {
+        let memtrace = Memtrace::start(arguments, &command)?;
+        let (heap, outcome) = memtrace.finish(PATIENCE)?.succeeded()?;
+        if command.len() == 1 {
+            let sites = heap.by_function("beginner_");
+            let bytes: i64 = sites.values().map(|values| values.inuse_bytes).sum();
+            ensure!(bytes == 1001 + 4004 + 3003, "{sites:?}\n{}", outcome.stderr);
+        }
+    }
+    Ok(())
+}
+
+/// The same id, the same stacks at the same addresses: only the address space tells these processes apart.
+#[test]
+fn processes_with_the_same_id() -> Result<()> {
+    const COUNT: usize = 40;
+    if !skip::can_trace() {
+        return Ok(());
+    }
+    let _turn = serial::turn()?;
+    let memtrace = Memtrace::start(
+        &["--quiet", "--children"],
+        [&*build("twins")?, &COUNT.to_string()],
+    )?;
+    let (_, outcome) = memtrace.finish(PATIENCE)?.succeeded()?;
+    let same: usize = outcome.stdout.trim().parse()?;
+    ensure!(
+        same > COUNT / 2,
+        "only {same} had the same id: another process took it"
+    );
+    let mut count = 0;
+    for entry in fs::read_dir(outcome.output())? {
+        let path = entry?.path();
+        if !path.is_dir() {
+            continue;
+        }
+        let heap = Heap::read(&path.join("heap.pb.gz"))?;
+        let objects = |function: &str, inherited| {
+            let sites = heap.by_function_and_origin(function, inherited);
+            sites.values().map(|values| values.inuse_objects).sum::<i64>()
+        };
+        let found = (objects("twins_child", false), objects("twins_parent", true));
+        ensure!(found == (10, 50), "{}: {found:?}", path.display());
+        count += 1;
+    }
+    ensure!(count == COUNT, "{count} profiles");
+    Ok(())
+}
+
+#[test]
+fn children_that_are_there_already_are_traced() -> Result<()> {
+    if !skip::can_trace() {
+        return Ok(());
+    }
+    let _turn = serial::turn()?;
+    let mut target = Child::spawn(&mut Command::new(build("spawner")?))?;
+    target.stdout.expect("ready ", PATIENCE)?;
+    target.tell("fork 2")?;
+    let children = target.stdout.expect("children", PATIENCE)?;
+    let children: Vec<u32> = children
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    let memtrace = Memtrace::attach(target.pid(), &["--children"])?;
+    ensure!(children.len() == 2, "{children:?}");
+    for child in &children {
+        ensure!(
+            !kernel::patched_addresses(*child)?.is_empty(),
+            "process {child} has no probes"
+        );
+    }
+    target.tell("exit")?;
+    target.wait(PATIENCE)?;
+    let (_, outcome) = memtrace.finish(PATIENCE)?.succeeded()?;
+    for child in children {
+        profile_of(&outcome.output(), child)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_program_that_cannot_be_started() -> Result<()> {
     if !skip::can_trace() {

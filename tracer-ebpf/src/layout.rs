@@ -203,8 +203,8 @@ pub struct Control {
     pub anchor: u32,
     /// Not 0 while any address space is in [`Wish::Stale`].
     pub stale: u32,
-    /// 1 while the process is stopped whenever its dynamic linker changed the mappings: memtrace started it, and
-    /// lets it go on.
+    /// The process that is stopped whenever its dynamic linker changed the mappings, or 0: memtrace started it, and lets it
+    /// go on.
     pub hold: u32,
     /// 1 if blocks are drawn as [`crate::sampling`] says, 0 if every block is recorded.
     pub sampled: u32,

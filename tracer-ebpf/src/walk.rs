@@ -74,6 +74,8 @@ pub struct Walk {
     pub thread: u32,
     /// The generation of the mappings when it walked.
     pub generation: u32,
+    /// The address space: the ids of threads come back in other processes.
+    pub space: u64,
     /// `pc` of the current frame.
     pub pc: u64,
     /// `sp` of the current frame.
@@ -124,6 +126,7 @@ impl Walk {
             start_fp: 0,
             thread: 0,
             generation: 0,
+            space: 0,
             pc: 0,
             sp: 0,
             fp: 0,

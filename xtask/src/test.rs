@@ -17,6 +17,8 @@ const ALLOWED_SKIPS: &str = ".ci/allowed-skips";
 #[derive(Default)]
 struct Tally {
     passed: usize,
+    /// How many tests ran, other checks not counted.
+    tests: usize,
     failed: Vec<String>,
     /// Why something was skipped.
     skipped: Vec<String>,
@@ -70,6 +72,9 @@ pub fn test(filter: Option<&str>) -> Result<ExitCode> {
         filter,
     )?;
     tally.tests("end-to-end tests", &["--package", "memtrace-tests"], filter)?;
+    if let (Some(filter), 0) = (filter, tally.tests) {
+        tally.failed.push(format!("no test's name contains `{filter}`"));
+    }
     tally.report()
 }
 
@@ -98,6 +103,7 @@ impl Tally {
             println!("{line}");
             tests.read(line);
         })?;
+        self.tests += tests.passed + tests.failed.len() + tests.ignored.len();
         if !succeeded && tests.failed.is_empty() {
             tests
                 .failed

@@ -42,7 +42,7 @@ fn linker_changed(ctx: ProbeContext) -> u32 {
         }
     }
     notify(NoticeKind::MappingsChanged, process, space, 0);
-    if control.hold != 0 {
+    if control.hold == process {
         // SAFETY: the helper has no preconditions. Who started the process sees it stop, nobody else.
         unsafe { bpf_send_signal(SIGSTOP) };
     }

@@ -139,6 +139,7 @@ pub fn find_from<C: EbpfContext>(
     if walk.start_pc == pc
         && walk.start_sp == sp
         && walk.thread == tid
+        && walk.space == space as u64
         && walk.generation == control.generation
         && walk.repeatable != 0
         && (walk.needs_fp == 0 || walk.start_fp == fp)
@@ -150,6 +151,7 @@ pub fn find_from<C: EbpfContext>(
     }
     walk.begin(pc, sp, fp, from == From::Caller, from == From::Inside);
     walk.thread = tid;
+    walk.space = space as u64;
     walk.generation = control.generation;
     thread.walk = index;
     thread.space = space;

@@ -320,10 +320,10 @@ impl Programs {
             .store(thread.get(), Ordering::SeqCst);
     }
 
-    /// Whether processes are stopped whenever their dynamic linker changed the mappings.
-    pub fn hold(&self, on: bool) {
+    /// Which process is stopped whenever its dynamic linker changed the mappings; 0: none.
+    pub fn hold(&self, process: u32) {
         self.control_word(offset_of!(Control, hold))
-            .store(u32::from(on), Ordering::SeqCst);
+            .store(process, Ordering::SeqCst);
     }
 
     /// To be called before the mappings of an address space are read: what changes from then on will be told anew.

@@ -160,7 +160,11 @@ impl<W: Write> Report<'_, W> {
         let (allocated, allocated_objects) = (sum(|site| site.alloc_bytes), sum(|site| site.alloc_objects));
         let (live, live_objects) = (sum(|site| site.live_bytes), sum(|site| site.live_objects));
         if allocated_objects == 0 {
-            return writeln!(self.out, "No allocation was seen in this time.");
+            let nothing = match self.snapshot.selection.sample_bytes {
+                Some(_) => "No block was drawn in this time: what was allocated, if anything, is little.",
+                None => "No allocation was seen in this time.",
+            };
+            return writeln!(self.out, "{nothing}");
         }
         let amount = |bytes, objects| format!("{:>10} in {}", text::bytes(bytes), text::objects(objects));
         let freed = allocated.saturating_sub(live);
@@ -177,15 +181,11 @@ impl<W: Write> Report<'_, W> {
                 "  inherited   {inherited}, from the process that forked it"
             )?;
         }
-        let younger = match self.snapshot.selection.min_age.is_zero() {
-            true => "",
-            false => " (young blocks included)",
+        let rest = match self.snapshot.selection.min_age.is_zero() {
+            true => "freed again",
+            false => "freed, young",
         };
-        writeln!(
-            self.out,
-            "  freed again {}, {share}{younger}",
-            amount(freed, freed_objects)
-        )?;
+        writeln!(self.out, "  {rest} {}, {share}", amount(freed, freed_objects))?;
         let change = self
             .snapshot
             .sites

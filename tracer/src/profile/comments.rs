@@ -106,7 +106,8 @@ pub(crate) fn chosen(snapshot: &Snapshot) -> Vec<String> {
     } = snapshot.selection;
     let mut sentences = Vec::new();
     if let Some(mean) = sample_bytes {
-        let live: u64 = snapshot.sites.iter().map(|site| site.live_samples).sum();
+        let samples = snapshot.sites.iter().map(|site| site.live_samples);
+        let live = samples.fold(0, u64::saturating_add);
         sentences.push(format!(
             "sampled: one in {mean} bytes on average; objects and bytes are estimates; standard error of b bytes: at most √({mean}·b)"
         ));

@@ -211,7 +211,7 @@ fn linker_hook(cache: &ReadCache<&File>) -> Option<u64> {
     let hook = symbols.find(|symbol| symbol.is_definition() && symbol.name_bytes() == Ok(LINKER_HOOK))?;
     let segment = elf
         .segments()
-        .find(|s| (s.address()..s.address() + s.size()).contains(&hook.address()))?;
+        .find(|s| (s.address()..s.address().saturating_add(s.size())).contains(&hook.address()))?;
     Some(hook.address() - segment.address() + segment.file_range().0)
 }
 

@@ -6,12 +6,13 @@
 use std::{
     ffi::OsString,
     io,
-    os::unix::process::CommandExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     process::{Child, Command},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::{Error, Settings, Tracer};
 use crate::{
@@ -19,30 +20,54 @@ use crate::{
     target::{Process, TargetError},
 };
 
-/// How often the linker changes the mappings before a program begins: glibc tells before and after it maps the libraries.
-const MOST_STOPS: usize = 2;
+/// How often the linker tells of the mappings before a program begins: glibc before and after it maps the libraries, musl
+/// after.
+const GLIBC_STOPS: usize = 2;
+const MUSL_STOPS: usize = 1;
+/// A linker that does not get so far in this time (one that waits for a file server, or tells of nothing) is let go.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A program that memtrace started.
 #[derive(Debug)]
 pub struct Launched {
     child: Child,
     program: OsString,
+    /// How it ended, if that was seen while it was held.
+    end: Option<String>,
+    /// Whether it runs by itself.
+    is_free: bool,
+}
+
+impl Drop for Launched {
+    fn drop(&mut self) {
+        // It has done nothing so far, and nobody wants it untraced.
+        if !self.is_free {
+            let _ended = self.child.kill();
+            self.release();
+        }
+    }
 }
 
 impl Launched {
-    /// Starts a program and stops it before its first instruction.
+    /// Starts a program and stops it before its first instruction. It ignores these signals, as memtrace was started to.
     ///
     /// # Errors
     /// When it cannot be executed.
-    pub fn start(command: &[OsString]) -> Result<Self, Error> {
+    pub fn start(command: &[OsString], ignored: &[i32]) -> Result<Self, Error> {
         let Some((program, arguments)) = command.split_first() else {
             return Err(Error::Usage("no program to start after `--`".into()));
         };
         let mut prepared = Command::new(program);
         prepared.args(arguments);
-        // SAFETY: between fork and exec only a system call is made.
+        let ignored = ignored.to_vec();
+        // SAFETY: between fork and exec only system calls are made.
         unsafe {
-            prepared.pre_exec(|| {
+            prepared.pre_exec(move || {
+                for &signal in &ignored {
+                    libc::signal(signal, libc::SIG_IGN);
+                }
                 if libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) == -1 {
                     return Err(io::Error::last_os_error());
                 }
@@ -55,9 +80,11 @@ impl Launched {
                 source,
             })
         })?;
-        let launched = Self {
+        let mut launched = Self {
             child,
             program: program.clone(),
+            end: None,
+            is_free: false,
         };
         match launched.wait()? {
             Stop::Signal(libc::SIGTRAP) => Ok(launched),
@@ -75,18 +102,16 @@ impl Launched {
     /// # Errors
     /// When it cannot be traced; it is ended then.
     pub fn attach(&mut self, settings: &Settings) -> Result<Tracer, Error> {
-        let attached = self.attach_held(settings);
-        if attached.is_err() {
-            // It has done nothing so far, and nobody wants it untraced.
-            let _ended = self.child.kill();
-        }
+        let attached = self.attach_held(settings)?;
+        self.is_free = true;
         self.release();
-        attached
+        Ok(attached)
     }
 
     fn attach_held(&mut self, settings: &Settings) -> Result<Tracer, Error> {
         let process = Arc::new(Process::open(self.pid())?);
         let has_linker = process.has_interpreter();
+        let is_musl = process.maps_file_with("musl");
         let mut tracer = Tracer::attach(process, Origin::Started, settings)?;
         if !has_linker {
             return Ok(tracer);
@@ -94,7 +119,7 @@ impl Launched {
         tracer.hold(true);
         let mut stops = 0;
         let mut signal = 0;
-        while stops < MOST_STOPS {
+        while stops < if is_musl { MUSL_STOPS } else { GLIBC_STOPS } {
             self.go_on(signal)?;
             signal = match self.wait()? {
                 Stop::Signal(libc::SIGSTOP) => {
@@ -112,7 +137,7 @@ impl Launched {
                     0
                 }
                 Stop::Signal(other) => other,
-                Stop::Ended => break,
+                Stop::Ended | Stop::Late => break,
             };
         }
         tracer.hold(false);
@@ -121,8 +146,10 @@ impl Launched {
 
     /// Whether it has ended, and how, in words.
     pub fn ended(&mut self) -> Option<String> {
-        let status = self.child.try_wait().ok()??;
-        Some(status.to_string())
+        if self.end.is_none() {
+            self.end = self.child.try_wait().ok()?.map(|status| status.to_string());
+        }
+        self.end.clone()
     }
 
     fn go_on(&self, signal: i32) -> Result<(), Error> {
@@ -139,19 +166,40 @@ impl Launched {
         }
     }
 
-    fn wait(&self) -> Result<Stop, Error> {
-        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
-        let status = loop {
-            match waitpid(pid, WaitOptions::empty()) {
-                Err(rustix::io::Errno::INTR) => {}
-                other => break other,
+    /// Waits until it stands still. One that is late is stopped.
+    fn wait(&mut self) -> Result<Stop, Error> {
+        let until = Instant::now() + PATIENCE;
+        let mut is_late = false;
+        loop {
+            if let Some(stop) = self.look()? {
+                let by_us = is_late && stop == Stop::Signal(libc::SIGSTOP);
+                return Ok(if by_us { Stop::Late } else { stop });
             }
-        };
-        let status = status.map_err(|source| Error::System {
-            what: "cannot wait for the program",
-            source: source.into(),
-        })?;
-        Ok(status.map_or(Stop::Ended, |(_, status)| Stop::of(status)))
+            if Instant::now() > until && !is_late {
+                is_late = true;
+                // SAFETY: plain integers; the program is ours and was not waited for, so the id is its own.
+                unsafe { libc::kill(self.pid() as libc::pid_t, libc::SIGSTOP) };
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn look(&mut self) -> Result<Option<Stop>, Error> {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
+        match waitpid(pid, WaitOptions::NOHANG) {
+            Ok(None) | Err(rustix::io::Errno::INTR) => Ok(None),
+            Ok(Some((_, status))) => {
+                if let Some(signal) = status.stopping_signal() {
+                    return Ok(Some(Stop::Signal(signal)));
+                }
+                self.end = Some(std::process::ExitStatus::from_raw(status.as_raw()).to_string());
+                Ok(Some(Stop::Ended))
+            }
+            Err(source) => Err(Error::System {
+                what: "cannot wait for the program",
+                source: source.into(),
+            }),
+        }
     }
 
     fn vanished(&self, stop: Stop) -> Error {
@@ -166,13 +214,9 @@ impl Launched {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stop {
     Signal(i32),
+    /// It did not come to a stop by itself.
+    Late,
     Ended,
-}
-
-impl Stop {
-    fn of(status: WaitStatus) -> Self {
-        status.stopping_signal().map_or(Self::Ended, Self::Signal)
-    }
 }
 
 fn request(request: libc::c_uint, pid: u32, signal: i32) -> io::Result<()> {

@@ -53,6 +53,8 @@ impl Tracer {
     /// Finds processes that have ended.
     pub fn find_ended(&mut self) {
         self.look_at_ends = None;
+        // A child is to be heard of before its parent is forgotten.
+        self.handle_notices();
         let ended = self.spaces.values().filter(|space| space.has_ended());
         let ended: Vec<_> = ended.map(|space| space.id).collect();
         for id in ended {

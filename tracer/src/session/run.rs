@@ -23,7 +23,7 @@ use super::{
     privilege,
     results::Results,
     say,
-    signals::{Signals, Wish},
+    signals::{self, Signals, Wish},
     trend::Trend,
 };
 use crate::{
@@ -65,8 +65,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
 }
 
 async fn trace(arguments: &Arguments) -> Result<(), Error> {
+    let ignored = signals::ignored();
     let mut signals = Signals::listen()?;
-    let mut target = Target::find(arguments)?;
+    let mut target = Target::find(arguments, &ignored)?;
     // Only now: a program that memtrace starts has the limits that memtrace was given.
     privilege::lift_limits();
     let info = target.info()?;
@@ -112,10 +113,10 @@ enum Target {
 }
 
 impl Target {
-    fn find(arguments: &Arguments) -> Result<Self, Error> {
+    fn find(arguments: &Arguments, ignored: &[i32]) -> Result<Self, Error> {
         match arguments.pid {
             Some(pid) => Ok(Self::Running(Arc::new(Process::open(pid)?))),
-            None => Ok(Self::Launched(Launched::start(&arguments.command)?)),
+            None => Ok(Self::Launched(Launched::start(&arguments.command, ignored)?)),
         }
     }
 
@@ -254,7 +255,8 @@ impl Run<'_> {
                     acknowledge(ready);
                     log.flush();
                 }
-                () = std::future::ready(()), if self.tracer.has_past() => self.pass_on(),
+                // Lets the loop look at its descriptors, which `ready` alone does not.
+                () = tokio::task::yield_now(), if self.tracer.has_past() => self.pass_on(),
             }
         };
         self.line.finish();

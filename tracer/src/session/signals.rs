@@ -52,6 +52,23 @@ impl Signals {
     }
 }
 
+/// Those of the signals that end a run which memtrace was started to ignore, as by `nohup`. To be asked before
+/// [`Signals::listen`].
+pub fn ignored() -> Vec<i32> {
+    let is_ignored = |signal: &i32| {
+        // SAFETY: all zeros is a value of this plain struct, and the call only fills it.
+        let action = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(*signal, std::ptr::null(), &mut action);
+            action
+        };
+        action.sa_sigaction == libc::SIG_IGN
+    };
+    let mut signals = vec![libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+    signals.retain(is_ignored);
+    signals
+}
+
 /// Gives SIGINT and SIGTERM their usual meaning back: to end the process.
 pub fn obey_no_more() {
     for signal in [libc::SIGINT, libc::SIGTERM] {

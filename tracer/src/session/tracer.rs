@@ -187,7 +187,7 @@ impl Tracer {
 
     /// Whether the process is stopped whenever its dynamic linker changed its mappings, so that nothing is missed.
     pub fn hold(&mut self, on: bool) {
-        self.programs.hold(on);
+        self.programs.hold(if on { self.root.pid() } else { 0 });
         for space in self.spaces.values_mut() {
             space.is_held = on;
         }

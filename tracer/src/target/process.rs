@@ -176,6 +176,13 @@ impl Process {
         auxv.is_ok_and(|auxv| auxv.get(&AT_BASE).is_some_and(|&base| base != 0))
     }
 
+    /// Whether it maps a file with this in its path.
+    pub fn maps_file_with(&self, name: &str) -> bool {
+        let maps = self.memory_maps().unwrap_or_default();
+        maps.iter()
+            .any(|map| matches!(&map.pathname, MMapPath::Path(path) if path.to_string_lossy().contains(name)))
+    }
+
     /// The processes that descend from it, parents before children.
     pub fn descendants(&self) -> Vec<u32> {
         let all = procfs::process::all_processes().into_iter().flatten().flatten();

@@ -150,7 +150,7 @@ fn what_was_chosen_is_said_and_how_far_off_it_may_be() {
     for said in [
         "Sampled, one in 512 KiB on average: the numbers are estimates",
         "Blocks smaller than 64 bytes are not counted. Only blocks at least 1 min 30 s old",
-        "50% (young blocks included)",
+        "freed, young",
         // 512 KiB times the root of the samples, of 36.3, 31 and 5 MiB.
         "objects (±11%, 65 samples)",
         "12.1 k objects (±13%, 64 samples)",
