@@ -23,6 +23,8 @@ pub(super) struct Image<'d> {
     pub bases: BaseAddresses,
     /// Whether a zero length ends the entries; else the size of the section does.
     pub zero_terminated: bool,
+    /// Where the kernel lets the file begin (virtual address); 0 if it does not.
+    pub entry: u64,
     /// Virtual addresses of the executable segments: first, one past the last.
     pub executable: Vec<(u64, u64)>,
 }
@@ -59,6 +61,7 @@ impl<'d> Image<'d> {
             eh_frame,
             bases: BaseAddresses::default().set_eh_frame(address),
             zero_terminated,
+            entry: header.e_entry(LE),
             executable,
         })
     }

@@ -15,6 +15,9 @@ use super::{
     rule::{Rule, Slice, Storage},
 };
 
+/// How long the code at a file's entry is at most, if nothing describes it (glibc's `_dl_start_user` ends 0x3d bytes after it).
+const ENTRY_BYTES: u64 = 0x60;
+
 /// The frame descriptions of one file, in ascending order of the code they describe.
 pub(super) struct Frames<'d> {
     section: EhFrame<Slice<'d>>,
@@ -22,6 +25,8 @@ pub(super) struct Frames<'d> {
     /// Each with its offset in the section, ascending.
     cies: Vec<(usize, CommonInformationEntry<Slice<'d>>)>,
     fdes: Vec<Fde>,
+    /// Where the kernel lets the file begin (virtual address).
+    entry: u64,
 }
 
 /// A frame description, to be read again when its turn comes.
@@ -42,6 +47,7 @@ impl<'d> Frames<'d> {
             bases: image.bases.clone(),
             cies: Vec::new(),
             fdes: Vec::new(),
+            entry: image.entry,
         };
         let mut work = 0_u64;
         let mut entries = Entries::new(image.eh_frame, image.zero_terminated);
@@ -93,6 +99,14 @@ impl<'d> Frames<'d> {
             }
             if fde.start > covered_to {
                 writer.set(covered_to, Rule::NO_INFO)?;
+                // Nobody calls what is there: glibc's dynamic linker has no description of it.
+                if self.entry != 0 && (covered_to..fde.start).contains(&self.entry) {
+                    writer.set(self.entry, Rule::END)?;
+                    let end = self.entry.saturating_add(ENTRY_BYTES);
+                    if end < fde.start {
+                        writer.set(end, Rule::NO_INFO)?;
+                    }
+                }
             }
             if !self.write_fde(fde, end, writer, &mut context)? {
                 stats.malformed += 1;

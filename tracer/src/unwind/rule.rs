@@ -40,6 +40,8 @@ impl Rule {
     pub const UNSUPPORTED: Self = Self::of_kind(CfaKind::Unsupported);
     /// Nothing covers this code.
     pub const NO_INFO: Self = Self::of_kind(CfaKind::NoInfo);
+    /// The outermost frame.
+    pub const END: Self = Self::of_kind(CfaKind::End);
 
     pub const fn of_kind(cfa_kind: CfaKind) -> Self {
         Self {
