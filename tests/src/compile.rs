@@ -152,6 +152,12 @@ pub fn rust_allocators(feature: &str) -> Result<PathBuf> {
     Ok(directory.join("release/rust_allocators"))
 }
 
+/// Builds a C program of that name as most software is built, and gives its path as text.
+pub fn program(name: &str) -> Result<String> {
+    let path = Build::c(name).flags(NO_FRAME_POINTERS).path()?;
+    Ok(path.to_str().context("a path that is not UTF-8")?.to_owned())
+}
+
 /// Where the sources of the targets are.
 pub fn target_sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("targets")

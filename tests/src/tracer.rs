@@ -144,6 +144,18 @@ impl Outcome {
         Ok((heap, self))
     }
 
+    /// The heap profiles of the processes beside the first.
+    pub fn other_heaps(&self) -> Result<Vec<Heap>> {
+        let mut heaps = Vec::new();
+        for entry in fs::read_dir(self.output())? {
+            let path = entry?.path();
+            if path.is_dir() {
+                heaps.push(Heap::read(&path.join("heap.pb.gz"))?);
+            }
+        }
+        Ok(heaps)
+    }
+
     /// The directory of the profiles; it lives as long as this outcome.
     pub fn output(&self) -> PathBuf {
         output(&self.directory)

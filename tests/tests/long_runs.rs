@@ -2,20 +2,14 @@
 
 use std::process::Command;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use memtrace_tests::{
     Result,
     child::{Child, PATIENCE},
-    compile::{Build, NO_FRAME_POINTERS},
-    profile::Heap,
+    compile::program,
     serial, skip,
     tracer::Memtrace,
 };
-
-fn build(name: &str) -> Result<String> {
-    let path = Build::c(name).flags(NO_FRAME_POINTERS).path()?;
-    Ok(path.to_str().context("a path that is not UTF-8")?.to_owned())
-}
 
 /// The table of stacks holds 65,536; those at which nothing is held any more make room.
 #[test]
@@ -25,7 +19,7 @@ fn more_stacks_than_the_table_holds() -> Result<()> {
         return Ok(());
     }
     let _turn = serial::turn()?;
-    let mut target = Child::spawn(Command::new(build("churn")?).args([&STACKS.to_string(), "5000"]))?;
+    let mut target = Child::spawn(Command::new(program("churn")?).args([&STACKS.to_string(), "5000"]))?;
     target.stdout.expect("ready ", PATIENCE)?;
     let memtrace = Memtrace::attach(target.pid(), &[])?;
     target.tell("")?;
@@ -59,15 +53,10 @@ fn more_children_than_the_table_holds() -> Result<()> {
         return Ok(());
     }
     let _turn = serial::turn()?;
-    let memtrace = Memtrace::start(&["--children"], [&*build("begetter")?, &CHILDREN.to_string()])?;
+    let memtrace = Memtrace::start(&["--children"], [&*program("begetter")?, &CHILDREN.to_string()])?;
     let (heap, outcome) = memtrace.finish(PATIENCE)?.succeeded()?;
     let mut heaps = vec![heap];
-    for entry in std::fs::read_dir(outcome.output())? {
-        let path = entry?.path();
-        if path.is_dir() {
-            heaps.push(Heap::read(&path.join("heap.pb.gz"))?);
-        }
-    }
+    heaps.extend(outcome.other_heaps()?);
     ensure!(heaps.len() == CHILDREN + 1, "{} profiles", heaps.len());
     for heap in &heaps {
         let comments = heap.comments.join("\n");

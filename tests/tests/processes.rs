@@ -1,12 +1,12 @@
 //! Programs that memtrace starts, and processes that fork, execute and come and go.
 
-use std::{fs, process::Command, thread::sleep, time::Duration};
+use std::{process::Command, thread::sleep, time::Duration};
 
 use anyhow::{Context, ensure};
 use memtrace_tests::{
     Result,
     child::{Child, PATIENCE},
-    compile::{Build, NO_FRAME_POINTERS},
+    compile::{Build, program},
     family::{Relative, profile_of},
     kernel,
     profile::Heap,
@@ -14,9 +14,16 @@ use memtrace_tests::{
     tracer::{self, Memtrace},
 };
 
-fn build(name: &str) -> Result<String> {
-    let path = Build::c(name).flags(NO_FRAME_POINTERS).path()?;
-    Ok(path.to_str().context("a path that is not UTF-8")?.to_owned())
+/// Has `targets/spawner.c` fork children; their ids.
+fn fork(spawner: &mut Child, count: usize) -> Result<Vec<u32>> {
+    spawner.tell(&format!("fork {count}"))?;
+    let line = spawner.stdout.expect("children", PATIENCE)?;
+    let children: Vec<u32> = line
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    ensure!(children.len() == count, "{children:?}");
+    Ok(children)
 }
 
 /// A tree of processes that fork, execute, and free what they have from each other, in disorder.
@@ -32,7 +39,7 @@ fn family(
         return Ok(());
     }
     let _turn = serial::turn()?;
-    let program = build("family")?;
+    let program = program("family")?;
     let options = [&["--quiet", "--children"], options].concat();
     let memtrace = Memtrace::start(&options, [&*program, seed, generations, steps])?;
     let root = memtrace
@@ -79,9 +86,11 @@ fn family(
 #[test]
 fn a_family_keeps_books_of_itself() -> Result<()> {
     for name in ["beginner", "borrower", "changer", "spawner"] {
-        build(name)?;
+        program(name)?;
     }
-    let output = Command::new(build("family")?).args(["5", "1", "300"]).output()?;
+    let output = Command::new(program("family")?)
+        .args(["5", "1", "300"])
+        .output()?;
     ensure!(output.status.success(), "{}", output.status);
     let lines = String::from_utf8(output.stdout)?;
     let books: Vec<_> = lines.lines().map(Relative::parse).collect::<Result<_>>()?;
@@ -120,7 +129,7 @@ fn a_program_is_traced_from_its_first_instruction() -> Result<()> {
         return Ok(());
     }
     let _turn = serial::turn()?;
-    let memtrace = Memtrace::start(&[], [&*build("beginner")?, "an argument", "--pid"])?;
+    let memtrace = Memtrace::start(&[], [&*program("beginner")?, "an argument", "--pid"])?;
     let (heap, outcome) = memtrace.finish(PATIENCE)?.succeeded()?;
     ensure!(
         outcome.stdout.contains("an argument, --pid"),
@@ -161,7 +170,7 @@ fn what_a_borrowed_address_space_allocates_belongs_to_its_owner() -> Result<()> 
     }
     let _turn = serial::turn()?;
     for arguments in [&[][..], &["--children"]] {
-        let memtrace = Memtrace::start(arguments, [build("borrower")?])?;
+        let memtrace = Memtrace::start(arguments, [program("borrower")?])?;
         let (heap, outcome) = memtrace.finish(PATIENCE)?.succeeded()?;
         let sites = heap.by_function("borrower_");
         let objects = |site| sites.get(site).map_or(0, |values| values.inuse_objects);
@@ -212,7 +221,7 @@ fn processes_with_the_same_id() -> Result<()> {
     let _turn = serial::turn()?;
     let memtrace = Memtrace::start(
         &["--quiet", "--children"],
-        [&*build("twins")?, &COUNT.to_string()],
+        [&*program("twins")?, &COUNT.to_string()],
     )?;
     let (_, outcome) = memtrace.finish(PATIENCE)?.succeeded()?;
     let same: usize = outcome.stdout.trim().parse()?;
@@ -220,22 +229,16 @@ fn processes_with_the_same_id() -> Result<()> {
         same > COUNT / 2,
         "only {same} had the same id: another process took it"
     );
-    let mut count = 0;
-    for entry in fs::read_dir(outcome.output())? {
-        let path = entry?.path();
-        if !path.is_dir() {
-            continue;
-        }
-        let heap = Heap::read(&path.join("heap.pb.gz"))?;
+    let heaps = outcome.other_heaps()?;
+    for heap in &heaps {
         let objects = |function: &str, inherited| {
             let sites = heap.by_function_and_origin(function, inherited);
             sites.values().map(|values| values.inuse_objects).sum::<i64>()
         };
         let found = (objects("twins_child", false), objects("twins_parent", true));
-        ensure!(found == (10, 50), "{}: {found:?}", path.display());
-        count += 1;
+        ensure!(found == (10, 50), "{}: {found:?}", heap.comments[0]);
     }
-    ensure!(count == COUNT, "{count} profiles");
+    ensure!(heaps.len() == COUNT, "{} profiles", heaps.len());
     Ok(())
 }
 
@@ -245,16 +248,10 @@ fn children_that_are_there_already_are_traced() -> Result<()> {
         return Ok(());
     }
     let _turn = serial::turn()?;
-    let mut target = Child::spawn(&mut Command::new(build("spawner")?))?;
+    let mut target = Child::spawn(&mut Command::new(program("spawner")?))?;
     target.stdout.expect("ready ", PATIENCE)?;
-    target.tell("fork 2")?;
-    let children = target.stdout.expect("children", PATIENCE)?;
-    let children: Vec<u32> = children
-        .split_whitespace()
-        .map(str::parse)
-        .collect::<Result<_, _>>()?;
+    let children = fork(&mut target, 2)?;
     let memtrace = Memtrace::attach(target.pid(), &["--children"])?;
-    ensure!(children.len() == 2, "{children:?}");
     for child in &children {
         ensure!(
             !kernel::patched_addresses(*child)?.is_empty(),
@@ -292,7 +289,7 @@ fn an_exec_ends_one_heap_and_begins_another() -> Result<()> {
         return Ok(());
     }
     let _turn = serial::turn()?;
-    let mut target = Child::spawn(&mut Command::new(build("changer")?))?;
+    let mut target = Child::spawn(&mut Command::new(program("changer")?))?;
     target.stdout.expect("ready ", PATIENCE)?;
     let memtrace = Memtrace::attach(target.pid(), &["--children"])?;
     for round in 1..=3 {
@@ -309,12 +306,7 @@ fn an_exec_ends_one_heap_and_begins_another() -> Result<()> {
     target.wait(PATIENCE)?;
     let (first, outcome) = memtrace.finish(PATIENCE)?.succeeded()?;
     let mut heaps = vec![first];
-    for entry in fs::read_dir(outcome.output())? {
-        let path = entry?.path();
-        if path.is_dir() {
-            heaps.push(Heap::read(&path.join("heap.pb.gz"))?);
-        }
-    }
+    heaps.extend(outcome.other_heaps()?);
     let mut objects: Vec<_> = heaps
         .iter()
         .map(|heap| {
@@ -336,18 +328,12 @@ fn children_of_any_thread_are_followed() -> Result<()> {
         return Ok(());
     }
     let _turn = serial::turn()?;
-    let mut target = Child::spawn(&mut Command::new(build("spawner")?))?;
+    let mut target = Child::spawn(&mut Command::new(program("spawner")?))?;
     target.stdout.expect("ready ", PATIENCE)?;
     let memtrace = Memtrace::attach(target.pid(), &["--children"])?;
     target.tell("threads 2000")?;
     target.stdout.expect("done", PATIENCE)?;
-    target.tell("fork 8")?;
-    let children = target.stdout.expect("children", PATIENCE)?;
-    let children: Vec<u32> = children
-        .split_whitespace()
-        .map(str::parse)
-        .collect::<Result<_, _>>()?;
-    ensure!(children.len() == 8, "{children:?}");
+    let children = fork(&mut target, 8)?;
     target.tell("exit")?;
     target.wait(PATIENCE)?;
     let (heap, outcome) = memtrace.finish(PATIENCE)?.succeeded()?;
@@ -379,7 +365,7 @@ fn kill_9_while_children_are_followed_leaves_no_probe() -> Result<()> {
         return Ok(());
     }
     let _turn = serial::turn()?;
-    let mut target = Child::spawn(&mut Command::new(build("spawner")?))?;
+    let mut target = Child::spawn(&mut Command::new(program("spawner")?))?;
     target.stdout.expect("ready ", PATIENCE)?;
     let memtrace = Memtrace::attach(target.pid(), &["--children"])?;
     let group = format!("memtrace_{}/", memtrace.pid());

@@ -212,6 +212,9 @@ pub struct Control {
     pub selective: u32,
 }
 
+/// Room for the frames of some 40,000 stacks that user space has not read so far (bytes).
+pub const FRAMES_BYTES: u32 = 8 << 20;
+
 /// What goes to user space of each new stack, before its frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -5,7 +5,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, ProgramArray, Queue, RingBuf},
 };
 use memtrace_ebpf::{
-    layout::{Block, BlockKey, Control, Ledger, Member, Space, Stack, WishKey, tail},
+    layout::{Block, BlockKey, Control, FRAMES_BYTES, Ledger, Member, Space, Stack, WishKey, tail},
     sampling::{CLASSES, SizeClass},
     unwind::{Mapping, Page, Row},
     walk::Walk,
@@ -20,8 +20,6 @@ const NO_PREALLOC: u32 = 1;
 pub const MAX_NESTED: usize = 4;
 /// How many walks are remembered; a power of two.
 pub const WALK_COUNT: u32 = 1024;
-/// Room for the frames of some 40,000 stacks that user space has not read so far.
-pub const FRAMES_BYTES: u32 = 8 << 20;
 /// How many words of the stack are compared in one copy.
 pub const COPY_WORDS: usize = 256;
 

@@ -10,7 +10,7 @@ use aya_ebpf::{
 use aya_log_ebpf::info;
 use memtrace_ebpf::layout::{Counter, Member, NO_SPACE, Notice, NoticeKind, Space, Wish, WishKey};
 
-use super::{atomic, count_for, current, ids, inherit, maps, recording};
+use super::{atomic, count_for, current, ids, inherit, maps, recording, stack::layout_of};
 
 /// `SIGSTOP` (`include/uapi/asm-generic/signal.h`).
 const SIGSTOP: u32 = 19;
@@ -84,7 +84,7 @@ fn process_forked(ctx: TracePointContext) -> u32 {
         let _not_there = maps::PROCESSES.remove(&child);
         return 0;
     }
-    if let Some(space) = new_space(child, layout(parent.space)) {
+    if let Some(space) = new_space(child, layout_of(parent.space)) {
         notify(NoticeKind::Forked, child, space, parent.space);
         inherit::begin(&ctx, parent.space, space);
     }
@@ -184,15 +184,6 @@ fn member(process: u32) -> Option<Member> {
     let member = maps::PROCESSES.get_ptr(&process)?;
     // SAFETY: the pointer is to a map's element.
     Some(unsafe { *member })
-}
-
-#[inline(always)]
-fn layout(space: u32) -> u32 {
-    match maps::SPACES.get_ptr(&space) {
-        // SAFETY: the pointer is to a map's element.
-        Some(space) => unsafe { (*space).layout },
-        None => 0,
-    }
 }
 
 /// Gives a process an address space of its own.

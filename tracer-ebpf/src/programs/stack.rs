@@ -12,7 +12,9 @@ use aya_ebpf::{
 };
 use memtrace_ebpf::{
     bound::masked,
-    layout::{Control, Counter, EndReason, FramesHeader, MAX_FRAMES, OVERFLOW_STACK, inner, tail},
+    layout::{
+        Control, Counter, EndReason, FRAMES_BYTES, FramesHeader, MAX_FRAMES, OVERFLOW_STACK, inner, tail,
+    },
     unwind::{Mapping, Page, Row},
     walk::{Memory, Tables, Walk},
 };
@@ -270,7 +272,7 @@ fn same_slots(walk: &Walk, index: u32) -> bool {
 
 /// The set of mappings of an address space; 0, which has none, if it is not known.
 #[inline(always)]
-fn layout_of(space: u32) -> u32 {
+pub fn layout_of(space: u32) -> u32 {
     match maps::SPACES.get_ptr(&space) {
         // SAFETY: the pointer is to a map's element.
         Some(space) => unsafe { (*space).layout },
@@ -362,7 +364,7 @@ fn send_frames(walk: &mut Walk) -> bool {
     unsafe {
         let waiting = bpf_ringbuf_query(map, BPF_RB_AVAIL_DATA as u64);
         // User space reads when it needs the frames, or here.
-        let flags = match waiting > maps::FRAMES_BYTES as u64 / 2 {
+        let flags = match waiting > FRAMES_BYTES as u64 / 2 {
             true => BPF_RB_FORCE_WAKEUP,
             false => BPF_RB_NO_WAKEUP,
         };

@@ -18,7 +18,7 @@ use aya::{
     programs::{Program, ProgramError, ProgramFd, RawTracePoint, TracePoint, UProbe},
 };
 use memtrace_ebpf::{
-    layout::{Block, BlockKey, Control, NO_SPACE, Notice, NoticeKind, Stack, Wish, tail},
+    layout::{Block, BlockKey, Control, FRAMES_BYTES, NO_SPACE, Notice, NoticeKind, Stack, Wish, tail},
     unwind::Page,
 };
 
@@ -45,9 +45,6 @@ const HASH_OVERHEAD: u64 = 64;
 
 /// The number of the first address space; 0 is none.
 pub const FIRST_SPACE: u32 = 1;
-
-/// The kernel memory for frames that are not read so far (`memtrace_ebpf`, `FRAMES`).
-const FRAMES_BYTES: u64 = 8 << 20;
 
 /// How large the kernel's tables are.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +74,7 @@ impl Limits {
         let threads = u64::from(self.threads) * (328 + HASH_OVERHEAD);
         let tables =
             u64::from(self.tables.rows) * 8 + u64::from(self.tables.pages) * size_of::<Page>() as u64;
-        stacks + threads + tables + FRAMES_BYTES
+        stacks + threads + tables + u64::from(FRAMES_BYTES)
     }
 }
 

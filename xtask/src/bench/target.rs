@@ -12,15 +12,6 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{process, run, signal, workspace};
 
-/// Without frame pointers, as Debian compiles; each of the 16 frames stays a frame.
-const CFLAGS: [&str; 5] = [
-    "-O2",
-    "-g",
-    "-fomit-frame-pointer",
-    "-fno-optimize-sibling-calls",
-    "-pthread",
-];
-
 /// What every target is started from.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -36,7 +27,8 @@ impl Program {
     /// # Errors
     /// When there is no C compiler or no libc to copy.
     pub fn prepare() -> Result<Self> {
-        let pair = run::compile(&workspace::root().join("xtask/bench/pair.c"), &CFLAGS)?.canonicalize()?;
+        let pair =
+            run::compile(&workspace::root().join("xtask/bench/pair.c"), &run::CFLAGS)?.canonicalize()?;
         let directory = workspace::scratch().join("libc");
         fs::create_dir_all(&directory)?;
         let libc = directory.join("libc.so.6");
