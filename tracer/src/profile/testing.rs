@@ -51,5 +51,11 @@ pub(crate) fn snapshot(sites: Vec<Site>, mappings: Mappings, executable: PathBuf
         },
         failed_calls: 0,
         mappings: Arc::new(mappings),
+        heap: true,
+        fds: None,
+        fd_details: None,
+        mmap: None,
+        growth: None,
+        memory: None,
     }
 }

@@ -332,6 +332,12 @@ impl Tracer {
             coverage,
             failed_calls,
             mappings,
+            heap: true,
+            fds: None,
+            fd_details: None,
+            mmap: None,
+            growth: None,
+            memory: None,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What lives: one consistent reading of the kernel's books.
 
+mod holdings;
+
 use std::{
     num::NonZeroU64,
     sync::Arc,
@@ -7,6 +9,8 @@ use std::{
 };
 
 use memtrace_ebpf::layout::EndReason;
+
+pub use holdings::{FdDetail, Growth, Growths, Holder, Holdings, Maker, MemoryPart, MemorySummary};
 
 use crate::target::{Mappings, ProcessInfo};
 
@@ -151,6 +155,18 @@ pub struct Snapshot {
     pub failed_calls: u64,
     /// The executable mappings that frames refer to.
     pub mappings: Arc<Mappings>,
+    /// Whether the heap was traced; if not, `sites` is empty and says nothing.
+    pub heap: bool,
+    /// Descriptors, if they were traced: [`Holder::made`] and [`Holder::held`] are numbers of them.
+    pub fds: Option<Holdings>,
+    /// Each open descriptor, in the order of their numbers, if they were asked for.
+    pub fd_details: Option<Vec<FdDetail>>,
+    /// Mappings, if they were traced: [`Holder::made`] and [`Holder::held`] are bytes.
+    pub mmap: Option<Holdings>,
+    /// New memory, if it was traced.
+    pub growth: Option<Growths>,
+    /// Where the resident memory is, if the process could be asked.
+    pub memory: Option<MemorySummary>,
 }
 
 impl Snapshot {

@@ -1,0 +1,214 @@
+//! The values that kernel and user space share of descriptors and mappings.
+
+/// What the books of a stack are of. Stacks that differ by it, or by the kind of what was opened or mapped, have
+/// books of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Class {
+    /// Blocks of an allocator.
+    Heap = 0,
+    /// Descriptors; the stack's kind is a [`FdKind`].
+    Fd = 1,
+    /// Mappings; the stack's kind is a [`MappingKind`].
+    Mapping = 2,
+    /// New memory; the stack's kind is a [`GrowthKind`].
+    Growth = 3,
+}
+
+/// What a descriptor refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum FdKind {
+    /// None of the others, or not known.
+    Other = 0,
+    /// A file or a device.
+    File = 1,
+    /// A directory.
+    Dir = 2,
+    /// A TCP socket (MPTCP, too), whatever its state.
+    Tcp = 3,
+    /// A UDP socket.
+    Udp = 4,
+    /// A Unix socket.
+    Unix = 5,
+    /// An end of a pipe or FIFO.
+    Pipe = 6,
+    /// `eventfd`.
+    Eventfd = 7,
+    /// `epoll_create`.
+    Epoll = 8,
+    /// `timerfd_create`.
+    Timerfd = 9,
+    /// `signalfd`.
+    Signalfd = 10,
+    /// `inotify_init`.
+    Inotify = 11,
+    /// `memfd_create`.
+    Memfd = 12,
+    /// `pidfd_open`, `clone` with `CLONE_PIDFD`.
+    Pidfd = 13,
+    /// `io_uring_setup`.
+    IoUring = 14,
+    /// `bpf`.
+    Bpf = 15,
+}
+
+impl FdKind {
+    /// Every kind, in the order of its value.
+    pub const ALL: [Self; 16] = [
+        Self::Other,
+        Self::File,
+        Self::Dir,
+        Self::Tcp,
+        Self::Udp,
+        Self::Unix,
+        Self::Pipe,
+        Self::Eventfd,
+        Self::Epoll,
+        Self::Timerfd,
+        Self::Signalfd,
+        Self::Inotify,
+        Self::Memfd,
+        Self::Pidfd,
+        Self::IoUring,
+        Self::Bpf,
+    ];
+
+    /// The kind with this value; [`FdKind::Other`] if there is none.
+    pub const fn from_u8(value: u8) -> Self {
+        if (value as usize) < Self::ALL.len() {
+            Self::ALL[value as usize]
+        } else {
+            Self::Other
+        }
+    }
+
+    /// Its name in profiles.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Other => "other",
+            Self::File => "file",
+            Self::Dir => "dir",
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Unix => "unix",
+            Self::Pipe => "pipe",
+            Self::Eventfd => "eventfd",
+            Self::Epoll => "epoll",
+            Self::Timerfd => "timerfd",
+            Self::Signalfd => "signalfd",
+            Self::Inotify => "inotify",
+            Self::Memfd => "memfd",
+            Self::Pidfd => "pidfd",
+            Self::IoUring => "io_uring",
+            Self::Bpf => "bpf",
+        }
+    }
+}
+
+/// What is behind a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum MappingKind {
+    /// Private memory without a file.
+    Anon = 0,
+    /// A file, mapped privately or shared.
+    File = 1,
+    /// Shared memory: without a file, or of one that is nothing but memory (memfd, `/dev/shm`, System V).
+    Shared = 2,
+    /// Memory that was asked for to be a stack: `MAP_STACK`, `MAP_GROWSDOWN`, or used as a thread's.
+    Stack = 3,
+}
+
+impl MappingKind {
+    /// The kind with this value.
+    pub const fn from_u8(value: u8) -> Self {
+        match value {
+            1 => Self::File,
+            2 => Self::Shared,
+            3 => Self::Stack,
+            _ => Self::Anon,
+        }
+    }
+
+    /// Its name in profiles.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Anon => "anon",
+            Self::File => "file",
+            Self::Shared => "shared",
+            Self::Stack => "stack",
+        }
+    }
+}
+
+/// How new memory came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum GrowthKind {
+    /// A page was touched for the first time.
+    Touched = 0,
+    /// `brk` moved the heap's end up.
+    Brk = 1,
+    /// `mmap` or `mremap` made or enlarged a mapping.
+    Mapped = 2,
+}
+
+impl GrowthKind {
+    /// The kind with this value.
+    pub const fn from_u8(value: u8) -> Self {
+        match value {
+            1 => Self::Brk,
+            2 => Self::Mapped,
+            _ => Self::Touched,
+        }
+    }
+}
+
+/// What happened to the mappings of an address space: an entry of the log that user space replays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct MapEvent {
+    /// `CLOCK_MONOTONIC` (nanoseconds).
+    pub time: u64,
+    /// First byte (virtual address); for [`MapEventKind::ThreadStarted`] the stack pointer that the thread began with.
+    pub begin: u64,
+    /// Bytes, a multiple of the page size.
+    pub length: u64,
+    /// A [`MapEventKind`].
+    pub kind: u32,
+    /// The address space.
+    pub space: u32,
+    /// The stack that did it, an index into the stacks.
+    pub stack: u32,
+    /// [`MapEventKind::Mapped`]: what `flags` of `mmap` was. [`MapEventKind::Forked`]: the parent's address space.
+    pub flags: u32,
+    /// The thread that did it; of [`MapEventKind::ThreadStarted`] and [`MapEventKind::ThreadEnded`] the one that they are of.
+    pub thread: u32,
+    /// A [`MappingKind`].
+    pub mapping: u8,
+    /// 1 if the thread was in a call of the allocator.
+    pub in_allocator: u8,
+    /// Padding.
+    pub _pad: u16,
+}
+
+const _: () = assert!(size_of::<MapEvent>() == 48);
+
+/// What a [`MapEvent`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum MapEventKind {
+    /// The range was mapped, over whatever was there.
+    Mapped = 1,
+    /// The range is about to be unmapped.
+    Unmapping = 2,
+    /// The last [`MapEventKind::Unmapping`] of this thread failed: what was there still is.
+    Undone = 3,
+    /// A thread was made that runs on the stack that holds the byte below `begin`.
+    ThreadStarted = 4,
+    /// A thread ended.
+    ThreadEnded = 5,
+    /// The address space was made by a fork, with all that its parent maps.
+    Forked = 6,
+}
