@@ -104,8 +104,10 @@ pub struct Walk {
     is_return: u8,
     /// 1 if the innermost frame is not to be stored.
     skip: u8,
+    /// An [`EndReason`]: why it stopped, once it has.
+    pub end: u8,
     /// Padding.
-    _pad: [u8; 3],
+    _pad: [u8; 2],
     /// For the copy of the frames that goes to user space; they follow.
     pub header: FramesHeader,
     /// What it found, innermost first, packed by [`frame::pack`].
@@ -150,7 +152,8 @@ impl Walk {
             repeatable: 0,
             is_return: 0,
             skip: 0,
-            _pad: [0; 3],
+            end: 0,
+            _pad: [0; 2],
             header: FramesHeader { stack: 0, len: 0 },
             frames: [0; MAX_FRAMES],
             check_values: [0; MAX_CHECKS],
