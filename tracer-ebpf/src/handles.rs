@@ -216,6 +216,18 @@ pub enum MapEventKind {
     Forked = 6,
 }
 
+impl MapEventKind {
+    /// Every kind.
+    pub const ALL: [Self; 6] = [
+        Self::Mapped,
+        Self::Unmapping,
+        Self::Undone,
+        Self::ThreadStarted,
+        Self::ThreadEnded,
+        Self::Forked,
+    ];
+}
+
 /// In place of the index of a stack: who opened a descriptor, when it was no code that was seen.
 pub mod opener {
     /// It was there when memtrace attached.
@@ -229,7 +241,7 @@ pub mod opener {
 }
 
 /// One open descriptor: which one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct FdKey {
     /// The descriptor table: the number of the address space that it began with, or one from the same sequence.

@@ -12,7 +12,7 @@ pub const TICK_SHIFT: u32 = 24;
 pub const OVERFLOW_STACK: u32 = 0;
 
 /// One live block: which one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct BlockKey {
     /// Virtual address that the allocator returned.

@@ -23,6 +23,8 @@ const THREADS: u32 = 16 << 10;
 const PROCESSES: u32 = 16 << 10;
 /// Distinct stacks of one run.
 const STACKS: u32 = 64 << 10;
+/// Descriptors that can be open at once in all tables.
+const FDS: u32 = 256 << 10;
 /// Rows kept free for libraries that are loaded later.
 const SPARE_ROWS: u32 = 1536 << 10;
 /// Pages kept free for them.
@@ -87,7 +89,7 @@ impl Tracer {
             limits.blocks,
             limits.other_bytes() >> 20
         );
-        let mut programs = Programs::load(&limits, settings.children)?;
+        let mut programs = Programs::load(&limits, settings.children, memtrace_ebpf::handles::classes::HEAP)?;
         programs.choose_blocks(settings.selection.sample_bytes, settings.selection.min_size)?;
         let mut tracer = Self {
             programs,
@@ -206,7 +208,7 @@ impl Tracer {
     /// Makes room in the tables; to be called now and then.
     pub fn tidy(&mut self) {
         let count = self.programs.stack_count();
-        if self.programs.books_mut().make_room(count) {
+        if self.programs.books_mut().make_room(count, HashSet::new) {
             self.programs.mappings_changed();
         }
         if self.dead.is_empty() {
@@ -353,6 +355,7 @@ fn limits(settings: &Settings, room: TableRoom) -> Limits {
         threads: THREADS,
         processes: PROCESSES,
         stacks: STACKS,
+        fds: FDS,
         tables,
     }
 }
