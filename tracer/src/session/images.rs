@@ -81,11 +81,12 @@ impl Images {
         images.any(|image| image.file_id == mapping.file_id && image.has_probes())
     }
 
-    /// Everything to probe. Frees first: a free that is seen before its allocation is harmless, one that is missed
-    /// is a false leak.
-    pub fn probes(&self) -> Probes {
+    /// Everything to probe, the allocators only `with_heap`. Frees first: a free that is seen before its allocation is
+    /// harmless, one that is missed is a false leak.
+    pub fn probes(&self, with_heap: bool) -> Probes {
         let images = || self.images.iter().filter(|image| !image.is_unreadable());
-        let sites = images().flat_map(|image| {
+        let with_sites = images().filter(|_| with_heap);
+        let sites = with_sites.flat_map(|image| {
             let file = image.file.as_ref();
             image
                 .plan

@@ -75,9 +75,9 @@ impl Tracer {
         let (mut space, executed) = self.ending.pop_front()?;
         self.programs.books_mut().read_frames();
         self.dead.insert(space.id);
-        space.say_what_is_not_visible();
+        space.say_what_is_not_visible(&self.settings);
         let mut snapshot = self.snapshot(&space, &self.old_blocks());
-        if snapshot.coverage.allocators.is_empty() && !snapshot.sites.is_empty() {
+        if snapshot.heap && snapshot.coverage.allocators.is_empty() && !snapshot.sites.is_empty() {
             snapshot
                 .coverage
                 .allocators
@@ -103,11 +103,13 @@ impl Tracer {
         };
         let origin = Origin::Forked { parent: notice.by };
         let mut space = Space::new(notice.space, info, process, origin, self.since(notice));
+        space.table = notice.table;
         if let Some(parent) = parent {
             space.layout = parent.layout;
             space.reader = parent.reader.clone();
             space.bound.clone_from(&parent.bound);
             space.coverage = parent.coverage.clone();
+            space.attached = parent.attached.clone();
             self.files.share_layout(parent.layout);
         }
         if space.process.is_none() {

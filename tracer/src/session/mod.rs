@@ -1,5 +1,7 @@
 //! One run of memtrace: attach, wait, write what was found.
 
+mod descriptors;
+mod fds;
 mod files;
 mod heirs;
 mod history;

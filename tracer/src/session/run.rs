@@ -9,6 +9,7 @@ use std::{
 };
 
 use aya_log::EbpfLogger;
+use memtrace_ebpf::handles::classes;
 use tokio::{
     io::{
         Interest,
@@ -27,7 +28,7 @@ use super::{
     trend::Trend,
 };
 use crate::{
-    cli::Arguments,
+    cli::{Arguments, ProfileKind},
     output::{OutputDir, Status, StatusLine},
     snapshot::Origin,
     target::{Process, ProcessInfo, TargetError},
@@ -77,6 +78,8 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
     let settings = Settings {
         max_live: arguments.max_live(),
         selection: arguments.selection(),
+        classes: classes_of(arguments),
+        fd_details: arguments.fd_details,
         children: arguments.children,
         floor: arguments.floor,
         allocator_prefixes: arguments.allocator_prefix.clone(),
@@ -106,7 +109,19 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
     run.follow(&mut signals).await
 }
 
-/// What is traced.
+/// What is traced, as the programs are told.
+fn classes_of(arguments: &Arguments) -> u32 {
+    let all = [
+        (ProfileKind::Heap, classes::HEAP),
+        (ProfileKind::Fd, classes::FD),
+        (ProfileKind::Mmap, classes::MAPPING),
+        (ProfileKind::Growth, classes::GROWTH),
+    ];
+    let wanted = all.into_iter().filter(|&(kind, _)| arguments.wants(kind));
+    wanted.map(|(_, class)| class).sum()
+}
+
+/// Who is traced.
 enum Target {
     Running(Arc<Process>),
     Launched(Launched),

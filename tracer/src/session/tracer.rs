@@ -8,9 +8,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use memtrace_ebpf::layout::{Counter, NO_SPACE};
+use memtrace_ebpf::{
+    handles::classes,
+    layout::{Counter, NO_SPACE},
+};
 
-use super::{Error, files::Files, heirs::Heirs, history::History, images::Images, snapshot, space::Space};
+use super::{Error, files::Files, heirs::Heirs, history::{History, Reading}, images::Images, snapshot, space::Space};
 use crate::{
     kernel::{FIRST_SPACE, KernelError, Limits, Live, Programs, TableRoom},
     snapshot::{Coverage, Origin, Selection, Snapshot},
@@ -25,6 +28,8 @@ const PROCESSES: u32 = 16 << 10;
 const STACKS: u32 = 64 << 10;
 /// Descriptors that can be open at once in all tables.
 const FDS: u32 = 256 << 10;
+/// Of the pages that are touched one in so many is recorded.
+const TOUCH_DISTANCE: u32 = 16;
 /// Rows kept free for libraries that are loaded later.
 const SPARE_ROWS: u32 = 1536 << 10;
 /// Pages kept free for them.
@@ -39,12 +44,23 @@ pub struct Settings {
     pub max_live: u32,
     /// Which blocks are recorded, and which of them are shown.
     pub selection: Selection,
+    /// What is traced: bits of [`memtrace_ebpf::handles::classes`].
+    pub classes: u32,
+    /// Whether each open descriptor is listed.
+    pub fd_details: bool,
     /// Trace what the process forks and executes, too.
     pub children: bool,
     /// Attach programs that do nothing, to measure the cost of the probes alone.
     pub floor: bool,
     /// What private allocators put before the names of C's functions.
     pub allocator_prefixes: Vec<String>,
+}
+
+impl Settings {
+    /// Whether anything of these classes is traced.
+    pub fn trace(&self, classes: u32) -> bool {
+        self.classes & classes != 0
+    }
 }
 
 /// The processes with memtrace's probes in them. Dropping it removes the probes.
@@ -89,7 +105,7 @@ impl Tracer {
             limits.blocks,
             limits.other_bytes() >> 20
         );
-        let mut programs = Programs::load(&limits, settings.children, memtrace_ebpf::handles::classes::HEAP)?;
+        let mut programs = Programs::load(&limits, settings.children, settings.classes)?;
         programs.choose_blocks(settings.selection.sample_bytes, settings.selection.min_size)?;
         let mut tracer = Self {
             programs,
@@ -116,11 +132,18 @@ impl Tracer {
             }
             log::info!("processes that borrow the address space (vfork) are not recorded: {error}");
         }
+        if settings.trace(!classes::HEAP) {
+            tracer.programs.attach_calls()?;
+        }
+        if settings.trace(classes::GROWTH) {
+            tracer.programs.sample_touches(TOUCH_DISTANCE);
+            tracer.programs.attach_faults()?;
+        }
         // Whatever is attached here is attached from the beginning.
         space.is_held = true;
         tracer.attach_images(&mut space, images)?;
         space.is_held = false;
-        space.say_what_is_not_visible();
+        space.say_what_is_not_visible(settings);
         if let Some(anchor) = NonZeroU32::new(process.anchor()) {
             tracer.programs.set_anchor(anchor);
         }
@@ -134,7 +157,28 @@ impl Tracer {
             space.started = SystemTime::now();
             space.since = Duration::ZERO;
         }
+        tracer.note_what_is_there();
         Ok(tracer)
+    }
+
+    /// Notes what every process holds when tracing begins.
+    fn note_what_is_there(&mut self) {
+        let ids: Vec<u32> = self.spaces.keys().copied().collect();
+        for id in ids {
+            let Some(mut space) = self.spaces.remove(&id) else {
+                continue;
+            };
+            if self.settings.trace(classes::FD) {
+                self.note_open_descriptors(&mut space);
+            }
+            self.spaces.insert(id, space);
+        }
+    }
+
+    /// The earlier reading that changes of late refer to.
+    pub(super) fn earlier(&self, space: &Space) -> Option<&Reading> {
+        let reading = self.history.half_way(self.elapsed());
+        reading.filter(|reading| reading.at >= space.since)
     }
 
     /// The children that the process has already, and theirs. From here on the programs follow those that are made.
@@ -208,7 +252,7 @@ impl Tracer {
     /// Makes room in the tables; to be called now and then.
     pub fn tidy(&mut self) {
         let count = self.programs.stack_count();
-        if self.programs.books_mut().make_room(count, HashSet::new) {
+        if self.programs.books_mut().make_room(count, || held) {
             self.programs.mappings_changed();
         }
         if self.dead.is_empty() {
@@ -226,8 +270,12 @@ impl Tracer {
             .programs
             .books_mut()
             .give_back(count, &dead, |key| heirs.may_hold(key, &dead));
+        let given_back = given_back.and_then(|()| {
+            let descriptors = self.programs.descriptors();
+            descriptors.forget(|table| dead.contains(&table))
+        });
         if let Err(error) = given_back {
-            log::debug!("the table of blocks is not tidied: {error}");
+            log::debug!("the books are not tidied: {error}");
         }
         let needed = heirs.needed;
         self.parents
@@ -245,8 +293,16 @@ impl Tracer {
         if self.history.is_due(elapsed) {
             self.find_trampolines();
             let count = self.programs.stack_count();
-            self.history
-                .keep(elapsed, snapshot::live_bytes(self.programs.books(), count));
+            let open_fds = match self.settings.trace(classes::FD) {
+                true => self.programs.descriptors_ref().open_by_stack().unwrap_or_default(),
+                false => HashMap::new(),
+            };
+            self.history.keep(Reading {
+                at: elapsed,
+                live_bytes: snapshot::live_bytes(self.programs.books(), count),
+                open_fds,
+                mapped: HashMap::new(),
+            });
         }
     }
 
@@ -319,6 +375,7 @@ impl Tracer {
                 "{unheard} forks, execs or changes of mappings went unnoticed: they came too fast"
             ));
         }
+        let (fds, fd_details) = self.fd_holdings(space);
         Snapshot {
             space: space.id,
             process: space.info.clone(),
@@ -334,9 +391,9 @@ impl Tracer {
             coverage,
             failed_calls,
             mappings,
-            heap: true,
-            fds: None,
-            fd_details: None,
+            heap: self.settings.trace(classes::HEAP),
+            fds,
+            fd_details,
             mmap: None,
             growth: None,
             memory: None,
