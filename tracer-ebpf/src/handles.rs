@@ -106,6 +106,18 @@ impl FdKind {
     }
 }
 
+/// What the books say instead of the index of a stack when no traced code opened a descriptor.
+pub mod opener {
+    /// It was open when tracing began.
+    pub const BEFORE: u32 = u32::MAX;
+    /// The program that the process executed before this one left it open.
+    pub const EARLIER_PROGRAM: u32 = u32::MAX - 1;
+    /// An io_uring opened it, in a thread of the kernel.
+    pub const IO_URING: u32 = u32::MAX - 2;
+    /// A call that is not traced opened it, or one that was lost.
+    pub const UNTRACED: u32 = u32::MAX - 3;
+}
+
 /// What is behind a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
