@@ -1,5 +1,6 @@
 //! One run of memtrace: attach, wait, write what was found.
 
+pub mod descriptors;
 mod files;
 mod heirs;
 mod history;
