@@ -106,6 +106,18 @@ impl FdKind {
     }
 }
 
+/// What the books say instead of the index of a stack when no traced code opened a descriptor.
+pub mod opener {
+    /// It was open when tracing began.
+    pub const BEFORE: u32 = u32::MAX;
+    /// The program that the process executed before this one left it open.
+    pub const EARLIER_PROGRAM: u32 = u32::MAX - 1;
+    /// An io_uring opened it, in a thread of the kernel.
+    pub const IO_URING: u32 = u32::MAX - 2;
+    /// A call that is not traced opened it, or one that was lost.
+    pub const UNTRACED: u32 = u32::MAX - 3;
+}
+
 /// What is behind a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -226,18 +238,6 @@ impl MapEventKind {
         Self::ThreadEnded,
         Self::Forked,
     ];
-}
-
-/// In place of the index of a stack: who opened a descriptor, when it was no code that was seen.
-pub mod opener {
-    /// It was there when memtrace attached.
-    pub const BEFORE: u32 = u32::MAX;
-    /// The program that the process executed before this one.
-    pub const EARLIER_PROGRAM: u32 = u32::MAX - 1;
-    /// An operation of an io_uring that a thread of the kernel performed.
-    pub const IO_URING: u32 = u32::MAX - 2;
-    /// A call that is not traced.
-    pub const UNTRACED: u32 = u32::MAX - 3;
 }
 
 /// One open descriptor: which one.

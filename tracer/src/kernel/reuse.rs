@@ -98,23 +98,18 @@ impl Books {
     /// Moves stacks at which nothing is held any more out of the table, if that is nearly full; in two calls, so that no
     /// program is about to book on what moves. True if the programs must distrust earlier walks.
     ///
-    /// `held` are those at which descriptors or mappings are held; it is asked for when there is need.
-    pub fn make_room(&mut self, count: usize, held: impl FnOnce() -> HashSet<u32>) -> bool {
-        let is_crowded = self.is_crowded(count);
-        if !is_crowded && self.reuse.leaving.is_empty() {
-            return false;
-        }
-        let held = held();
+    /// `held` are those at which descriptors or mappings are held.
+    pub fn make_room(&mut self, count: usize, held: &HashSet<u32>) -> bool {
         let leaving = std::mem::take(&mut self.reuse.leaving);
         for (id, objects) in leaving {
             let stack = self.stacks.get(id as usize);
             if let Some(stack) =
-                stack.filter(|stack| stack.alloc_objects == objects && is_idle(id, stack, &held))
+                stack.filter(|stack| stack.alloc_objects == objects && is_idle(id, stack, held))
             {
                 self.retire(id, stack);
             }
         }
-        if !is_crowded {
+        if !self.is_crowded(count) {
             return false;
         }
         self.read_frames();
@@ -123,7 +118,7 @@ impl Books {
             let Some(stack) = self
                 .stacks
                 .get(id)
-                .filter(|stack| stack.ready != 0 && is_idle(id as u32, stack, &held))
+                .filter(|stack| stack.ready != 0 && is_idle(id as u32, stack, held))
             else {
                 continue;
             };
@@ -132,6 +127,11 @@ impl Books {
             }
         }
         !self.reuse.leaving.is_empty()
+    }
+
+    /// Whether [`Books::make_room`] has something to do.
+    pub fn wants_room(&self, count: usize) -> bool {
+        !self.reuse.leaving.is_empty() || self.is_crowded(count)
     }
 
     fn is_crowded(&self, count: usize) -> bool {

@@ -1,9 +1,6 @@
 //! Descriptors: what was open at the attach, and who holds what at a snapshot.
 
-use std::{
-    collections::HashMap,
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use memtrace_ebpf::{
     handles::{Class, FdKind, classes},
@@ -176,12 +173,18 @@ fn losses(counters: &Counters) -> Vec<(u64, String)> {
             Counter::FdsUnreadable,
             "descriptors not recorded: their numbers could not be read",
         ),
-        (Counter::FdsWithoutStack, "descriptors recorded without their stack"),
+        (
+            Counter::FdsWithoutStack,
+            "descriptors recorded without their stack",
+        ),
         (
             Counter::FdRangesTooLarge,
             "calls that closed, copied or received more descriptors at once than are followed",
         ),
-        (Counter::ThreadsFull, "calls not recorded: the thread table was full"),
+        (
+            Counter::ThreadsFull,
+            "calls not recorded: the thread table was full",
+        ),
     ];
     let all = all.map(|(counter, what)| (counters.get(counter), what.to_owned()));
     all.into_iter().filter(|&(count, _)| count > 0).collect()

@@ -13,7 +13,15 @@ use memtrace_ebpf::{
     layout::{Counter, NO_SPACE},
 };
 
-use super::{Error, files::Files, heirs::Heirs, history::{History, Reading}, images::Images, snapshot, space::Space};
+use super::{
+    Error,
+    files::Files,
+    heirs::Heirs,
+    history::{History, Reading},
+    images::Images,
+    snapshot,
+    space::Space,
+};
 use crate::{
     kernel::{FIRST_SPACE, KernelError, Limits, Live, Programs, TableRoom},
     snapshot::{Coverage, Origin, Selection, Snapshot},
@@ -252,8 +260,11 @@ impl Tracer {
     /// Makes room in the tables; to be called now and then.
     pub fn tidy(&mut self) {
         let count = self.programs.stack_count();
-        if self.programs.books_mut().make_room(count, || held) {
-            self.programs.mappings_changed();
+        if self.programs.books().wants_room(count) {
+            let held = self.held_stacks();
+            if self.programs.books_mut().make_room(count, &held) {
+                self.programs.mappings_changed();
+            }
         }
         if self.dead.is_empty() {
             return;
@@ -282,6 +293,12 @@ impl Tracer {
             .retain(|child, parent| needed.contains(child) || needed.contains(parent));
     }
 
+    /// The stacks at which descriptors or mappings are held.
+    fn held_stacks(&self) -> HashSet<u32> {
+        let open = self.programs.descriptors_ref().open_by_stack();
+        open.unwrap_or_default().into_keys().collect()
+    }
+
     /// Stops recording, so that the next snapshot is the last word.
     pub fn stop(&mut self) {
         self.programs.record(false);
@@ -294,7 +311,11 @@ impl Tracer {
             self.find_trampolines();
             let count = self.programs.stack_count();
             let open_fds = match self.settings.trace(classes::FD) {
-                true => self.programs.descriptors_ref().open_by_stack().unwrap_or_default(),
+                true => self
+                    .programs
+                    .descriptors_ref()
+                    .open_by_stack()
+                    .unwrap_or_default(),
                 false => HashMap::new(),
             };
             self.history.keep(Reading {

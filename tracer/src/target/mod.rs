@@ -1,12 +1,16 @@
 //! Who is traced: a process, its identity, its executable mappings and their files.
 
+mod descriptors;
 mod mapping;
 mod process;
+mod sockets;
 
 use std::io;
 
+pub use descriptors::Descriptor;
 pub use mapping::{Backing, Change, Mapping, MappingReader, Mappings};
 pub use process::{Process, ProcessInfo};
+pub use sockets::SocketDetails;
 
 /// Why a process cannot be traced.
 #[derive(Debug, thiserror::Error)]
