@@ -67,7 +67,7 @@ pub(super) fn location(line: &Line, width: usize) -> String {
 
 /// The end of a text says more of a path or a qualified name than its beginning; it is cut before a separator, if there is
 /// one.
-fn keep_end(text: &str, width: usize, separator: &str) -> String {
+pub(super) fn keep_end(text: &str, width: usize, separator: &str) -> String {
     let length = columns(text);
     if length <= width {
         return text.to_owned();

@@ -297,8 +297,9 @@ impl Run<'_> {
         let elapsed = self.tracer.elapsed();
         Status {
             elapsed,
-            live_bytes: totals.live_bytes,
-            live_objects: totals.live_objects,
+            live: Some((totals.live_bytes, totals.live_objects)),
+            open_fds: None,
+            mapped_bytes: None,
             change_per_minute: trend.add(elapsed, totals.live_bytes),
             not_recorded: totals.not_recorded,
             is_estimate: self.arguments.sample_bytes.is_some(),
