@@ -578,7 +578,7 @@ fn sums_add_up_whatever_happens() {
         assert!(details.is_sorted_by(|one, next| one.number < next.number));
         let by_code = found.holders.iter().filter(|holder| holder.maker == Maker::Code);
         let made: u64 = by_code.map(|holder| holder.made).sum();
-        assert_eq!(made, stacks.iter().map(|stack| stack.opened).sum());
+        assert_eq!(made, stacks.iter().map(|stack| stack.opened).sum::<u64>());
         let missed = found.losses.iter().find(|(_, what)| what == MISSED);
         let untraced = reading
             .doubts()
