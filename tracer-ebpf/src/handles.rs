@@ -306,12 +306,8 @@ pub struct Offsets {
     pub sock_protocol: u32,
     /// `io_kiocb.opcode`; 0 if it is not known.
     pub request_opcode: u32,
-    /// Which argument of the tracepoint `io_uring_complete` is the result, or points to the completion; 0 if not known.
-    pub result_argument: u32,
-    /// 1 if that argument points to an `io_uring_cqe`.
-    pub result_is_pointer: u32,
-    /// `vm_area_struct.vm_file`.
-    pub vma_file: u32,
+    /// `io_close.fd`, of a request that closes.
+    pub close_fd: u32,
 }
 
 /// Bits of [`super::layout::Control::classes`]: what is traced.

@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::{bpf_ktime_get_ns, bpf_probe_read_user},
 };
 use memtrace_ebpf::{
-    handles::{Class, Fd, FdKey, FdKind, Table, opener},
+    handles::{Class, Fd, FdKey, FdKind, Table, classes, opener},
     layout::{Counter, EndReason, Member, OVERFLOW_STACK},
 };
 
@@ -20,7 +20,7 @@ use super::{
 /// [`Member::table`] of a process whose descriptors are not shown.
 pub const NO_TABLE: u32 = 0;
 /// In place of a [`FdKind`]: to be asked of the kernel.
-const ASK: u32 = u32::MAX;
+pub const ASK: u32 = u32::MAX;
 
 /// `F_DUPFD`, `F_DUPFD_CLOEXEC` (`include/uapi/asm-generic/fcntl.h`, `include/uapi/linux/fcntl.h`).
 const F_DUPFD: u64 = 0;
@@ -163,10 +163,10 @@ pub fn book_pidfd(action: u8, call: Call) {
 /// Where a `clone` stored the descriptor; 0 if it was not asked to (`kernel/fork.c`, `kernel_clone`).
 #[inline(always)]
 fn pidfd_place(action: u8, call: Call) -> u64 {
-    if maps::CONTROL
+    let is_wanted = maps::CONTROL
         .get(0)
-        .is_none_or(|control| control.classes & memtrace_ebpf::handles::classes::FD == 0)
-    {
+        .is_some_and(|control| control.classes & classes::FD != 0);
+    if !is_wanted {
         return 0;
     }
     if action == action::CLONE {
@@ -371,7 +371,7 @@ fn highest_of(table: u32) -> Option<i32> {
 
 /// Puts a descriptor into the books; false if there is no room.
 #[inline(always)]
-fn put(table: u32, number: i32, fd: &Fd) -> bool {
+pub fn put(table: u32, number: i32, fd: &Fd) -> bool {
     if let Some(known) = maps::TABLES.get_ptr_mut(&table) {
         // SAFETY: the pointer is to a word of a map's element. Of two threads that raise it at once, the one that writes
         // last may be the lower: then the other's number is closed one by one only.

@@ -11,13 +11,14 @@ const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 /// How deep members without a name nest.
 const DEPTH: u32 = 4;
 
-/// Tells the programs the offsets. False if they are not known: kinds then come from the calls alone.
+/// Tells the programs the offsets; returns the program that sees what an io_uring has done, if this kernel tells.
 ///
 /// # Errors
 /// When the map cannot be filled.
-pub(super) fn provide(ebpf: &mut Ebpf) -> Result<bool, KernelError> {
+pub(super) fn provide(ebpf: &mut Ebpf) -> Result<Option<&'static str>, KernelError> {
     let name = "OFFSETS";
-    let offsets = Btf::from_file(KERNEL_TYPES).ok().and_then(|btf| find(&btf));
+    let btf = Btf::from_file(KERNEL_TYPES).ok();
+    let offsets = btf.as_ref().and_then(find);
     if offsets.is_none() {
         log::info!(
             "{KERNEL_TYPES} does not say what is needed: kinds of descriptors come from the calls alone"
@@ -28,7 +29,8 @@ pub(super) fn provide(ebpf: &mut Ebpf) -> Result<bool, KernelError> {
     let mut map: Array<_, [u8; size_of::<Offsets>()]> = Array::try_from(map).map_err(unusable)?;
     let bytes = bytes_of(offsets.unwrap_or_default());
     map.set(0, bytes, 0).map_err(unusable)?;
-    Ok(offsets.is_some())
+    let requests = offsets.filter(|offsets| offsets.request_opcode != 0 && offsets.close_fd != 0);
+    Ok(btf.filter(|_| requests.is_some()).as_ref().and_then(completion))
 }
 
 fn bytes_of(offsets: Offsets) -> [u8; size_of::<Offsets>()] {
@@ -38,7 +40,6 @@ fn bytes_of(offsets: Offsets) -> [u8; size_of::<Offsets>()] {
 
 fn find(btf: &Btf) -> Option<Offsets> {
     let of = |type_name: &str, member: &str| member_of(btf, type_name, member);
-    let (result_argument, result_is_pointer) = completion(btf).unwrap_or_default();
     Some(Offsets {
         known: 1,
         task_files: of("task_struct", "files")?,
@@ -55,9 +56,7 @@ fn find(btf: &Btf) -> Option<Offsets> {
         sock_type: of("sock", "sk_type")?,
         sock_protocol: of("sock", "sk_protocol")?,
         request_opcode: of("io_kiocb", "opcode").unwrap_or(0),
-        result_argument,
-        result_is_pointer,
-        vma_file: of("vm_area_struct", "vm_file").unwrap_or(0),
+        close_fd: of("io_close", "fd").unwrap_or(0),
     })
 }
 
@@ -85,9 +84,9 @@ fn offset_in(btf: &Btf, of: &Type, wanted: &str, depth: u32) -> Option<u32> {
     })
 }
 
-/// Which argument of the tracepoint `io_uring_complete` holds the result, and whether it points to the completion instead
-/// (`include/trace/events/io_uring.h`: `res` up to Linux 6.13, then `cqe`).
-fn completion(btf: &Btf) -> Option<(u32, u32)> {
+/// The program for the tracepoint `io_uring_complete`, whose arguments changed (`include/trace/events/io_uring.h`: `req` is
+/// the second since Linux 6.0; `res` the fourth, or `cqe` the third since 6.13).
+fn completion(btf: &Btf) -> Option<&'static str> {
     let types = btf.resolve_types_by_name("btf_trace_io_uring_complete").ok()?;
     let of = types.iter().find_map(|of| match of {
         Type::Typedef(of) => Some(of),
@@ -100,14 +99,15 @@ fn completion(btf: &Btf) -> Option<(u32, u32)> {
             Type::FuncProto(function) => {
                 // The first is not the tracepoint's own.
                 let parameters = function.parameters.iter().skip(1);
-                return parameters.zip(0..).find_map(|(parameter, index)| {
-                    let name = btf.resolve_name(parameter).ok()?;
-                    match name.as_str() {
-                        "res" => Some((index, 0)),
-                        "cqe" => Some((index, 1)),
-                        _ => None,
-                    }
-                });
+                let names: Vec<String> = parameters
+                    .map(|parameter| btf.resolve_name(parameter).unwrap_or_default())
+                    .collect();
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                return match names.as_slice() {
+                    [_, "req", "cqe", ..] => Some("request_done_by_entry"),
+                    [_, "req", _, "res", ..] => Some("request_done"),
+                    _ => None,
+                };
             }
             _ => return None,
         }
@@ -116,7 +116,7 @@ fn completion(btf: &Btf) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Btf, KERNEL_TYPES, find};
+    use super::{Btf, KERNEL_TYPES, completion, find};
 
     #[test]
     fn this_kernel_describes_itself() {
@@ -125,7 +125,7 @@ mod tests {
             return;
         };
         let offsets = find(&btf).expect("every struct is described");
-        println!("{offsets:?}");
+        println!("{offsets:?}, {:?}", completion(&btf));
         assert!(offsets.task_files > 0 && offsets.sock_family > 0 && offsets.sock_family < 64);
         assert_ne!(offsets.sock_type, offsets.sock_protocol);
     }

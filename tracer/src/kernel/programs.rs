@@ -99,6 +99,8 @@ pub struct Programs {
     descriptors: Descriptors,
     map_events: MapEvents,
     breaks: HashMap<MapData, u32, u64>,
+    /// The program that sees what an io_uring has done.
+    requests: Option<&'static str>,
     notices: RingBuf<MapData>,
     _tails: Vec<ProgramArray<MapData>>,
 }
@@ -127,7 +129,7 @@ impl Programs {
             .map_max_entries("TABLES", 2 * limits.processes)
             .map_max_entries("BREAKS", limits.processes)
             .load(OBJECT)?;
-        offsets::provide(&mut ebpf)?;
+        let requests = offsets::provide(&mut ebpf)?;
         let mut tails = vec![fill_tails::<UProbe>(&mut ebpf, "TAILS", &[(tail::WALK, "walk")])?];
         if follow {
             let inherit = [(tail::INHERIT, "inherit")];
@@ -138,6 +140,7 @@ impl Programs {
                 (tail::WALK, "walk_in_kernel"),
                 (tail::BOOK_CALL, "book_call"),
                 (tail::BOOK_TOUCH, "book_touch"),
+                (tail::BOOK_REQUEST, "book_request"),
             ];
             tails.push(fill_tails::<RawTracePoint>(
                 &mut ebpf,
@@ -177,6 +180,7 @@ impl Programs {
             descriptors: Descriptors::take(&mut ebpf)?,
             map_events: MapEvents::take(&mut ebpf)?,
             breaks: super::spaces::take(&mut ebpf, "BREAKS")?,
+            requests,
             notices: take_notices(&mut ebpf)?,
             control,
             attacher,
@@ -294,6 +298,18 @@ impl Programs {
     /// When the kernel refuses.
     pub fn attach_calls(&mut self) -> Result<(), KernelError> {
         self.attach_to_tracepoints(&[("call_entered", "sys_enter"), ("call_left", "sys_exit")])
+    }
+
+    /// Attaches the program that watches what an io_uring does; false if this kernel does not tell.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_requests(&mut self) -> Result<bool, KernelError> {
+        match self.requests {
+            Some(program) => self.attach_to_tracepoints(&[(program, "io_uring_complete")])?,
+            None => return Ok(false),
+        }
+        Ok(true)
     }
 
     /// Attaches the programs that watch page faults.

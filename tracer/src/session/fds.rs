@@ -100,6 +100,10 @@ impl Tracer {
         let (mut holdings, details) = reconcile(&readings.view(), &context, sockets.as_ref());
         let counters = self.programs.books().counters(space.id);
         holdings.losses.extend(losses(&counters));
+        if !self.sees_io_uring {
+            let note = "This kernel does not tell what an io_uring opens and closes.";
+            holdings.notes.push(note.into());
+        }
         let private = counters.get(Counter::PrivateTables);
         if private > 0 {
             holdings.notes.push(format!(

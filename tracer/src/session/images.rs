@@ -1,6 +1,6 @@
 //! What the files behind new mappings hold: unwind tables, allocators, the dynamic linker.
 
-use std::{fs::File, io, sync::Arc};
+use std::{fs::File, io, ops::Range, sync::Arc};
 
 use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache, ReadRef as _};
 
@@ -130,6 +130,11 @@ impl Image {
     pub fn allocator(&self) -> Option<String> {
         let functions = self.plan.functions();
         (!functions.is_empty()).then(|| format!("{}: {functions}", self.name))
+    }
+
+    /// Where the code of its allocation functions is (virtual addresses in the file).
+    pub fn allocator_code(&self) -> &[Range<u64>] {
+        &self.plan.allocator_code
     }
 
     /// Whether it is a program that is linked statically and has no symbols.

@@ -88,6 +88,8 @@ pub struct Tracer {
     /// Which address space was forked from which, as long as the tables may hold something of either.
     pub(super) parents: HashMap<u32, u32>,
     pub(super) look_at_ends: Option<Instant>,
+    /// Whether what an io_uring opens is seen.
+    pub(super) sees_io_uring: bool,
 }
 
 impl Tracer {
@@ -127,6 +129,7 @@ impl Tracer {
             dead: HashSet::new(),
             parents: HashMap::new(),
             look_at_ends: None,
+            sees_io_uring: true,
         };
         space.layout = tracer.files.new_layout();
         tracer
@@ -142,6 +145,9 @@ impl Tracer {
         }
         if settings.trace(!classes::HEAP) {
             tracer.programs.attach_calls()?;
+        }
+        if settings.trace(classes::FD) {
+            tracer.sees_io_uring = tracer.attach_requests();
         }
         if settings.trace(classes::GROWTH) {
             tracer.programs.sample_touches(TOUCH_DISTANCE);
@@ -167,6 +173,14 @@ impl Tracer {
         }
         tracer.note_what_is_there();
         Ok(tracer)
+    }
+
+    /// Whether what an io_uring opens is seen.
+    fn attach_requests(&mut self) -> bool {
+        self.programs.attach_requests().unwrap_or_else(|error| {
+            log::info!("{error}");
+            false
+        })
     }
 
     /// Notes what every process holds when tracing begins.

@@ -1,0 +1,62 @@
+//! New memory, by who touched it first.
+
+use std::collections::HashMap;
+
+use memtrace_ebpf::{
+    handles::{Class, GrowthKind, classes},
+    layout::{Counter, EndReason},
+};
+
+use super::{Tracer, space::Space, tracer::TOUCH_DISTANCE};
+use crate::snapshot::{Growth, Growths};
+
+/// Bytes in a page.
+const PAGE: u64 = 4096;
+
+impl Tracer {
+    /// What an address space grew by.
+    pub(super) fn growths(&self, space: &Space) -> Option<Growths> {
+        if !self.settings.trace(classes::GROWTH) {
+            return None;
+        }
+        let books = self.programs.books();
+        let mut sites: HashMap<(Vec<u64>, u8), Growth> = HashMap::new();
+        for stack in books.used_stacks(self.programs.stack_count(), space.id, Class::Growth) {
+            let site = sites
+                .entry((stack.frames.clone(), stack.end as u8))
+                .or_insert_with(|| empty(stack.frames, stack.end));
+            match GrowthKind::from_u8(stack.books.kind) {
+                GrowthKind::Touched => {
+                    site.touched += stack.books.alloc_bytes;
+                    site.samples += stack.books.alloc_objects;
+                }
+                GrowthKind::Brk => site.brk += stack.books.alloc_bytes,
+                GrowthKind::Mapped => site.mapped += stack.books.alloc_bytes,
+            }
+        }
+        let lost = books.counters(space.id).get(Counter::TouchesLost);
+        let process = space.process.as_deref().filter(|process| !process.has_ended());
+        let now = process.and_then(|process| process.rss().ok());
+        Some(Growths {
+            sites: sites.into_values().collect(),
+            sample_bytes: PAGE * u64::from(TOUCH_DISTANCE),
+            rss: space.rss.zip(now),
+            losses: match lost {
+                0 => Vec::new(),
+                lost => vec![(lost, "touched pages recorded without their stack".into())],
+            },
+            notes: Vec::new(),
+        })
+    }
+}
+
+fn empty(frames: Vec<u64>, end: EndReason) -> Growth {
+    Growth {
+        frames,
+        end,
+        touched: 0,
+        brk: 0,
+        mapped: 0,
+        samples: 0,
+    }
+}
