@@ -59,15 +59,11 @@ impl<W: Write> Report<'_, W> {
             let of = holders.iter().filter(|holder| holder.inherited == inherited);
             of.map(value).sum()
         };
-        let (verb, still) = match subject {
-            Subject::Descriptors => ("opened", "still open"),
-            _ => ("mapped", "still mapped"),
+        let (verb, still, of) = match subject {
+            Subject::Descriptors => ("opened", "still open", "of them"),
+            _ => ("mapped", "still mapped", "of it"),
         };
         let mut total = format!("{verb} {}", amount(subject, sum(false, |holder| holder.made)));
-        let inherited = sum(true, |holder| holder.held);
-        if inherited > 0 {
-            total.push_str(&format!(", inherited {}", amount(subject, inherited)));
-        }
         let books = places.beyond(0);
         let open = self.style.bold(amount(subject, books.amount));
         total.push_str(&format!(", {still} {open}"));
@@ -75,8 +71,12 @@ impl<W: Write> Report<'_, W> {
             let change = self.change(subject, books.recent_change, books.amount, 0);
             total.push_str(&format!(" ({change} in the last {recent})"));
         }
+        let inherited = sum(true, |holder| holder.held);
+        if inherited > 0 {
+            total.push_str(&format!(", {} {of} inherited", amount(subject, inherited)));
+        }
         if subject == Subject::Mappings {
-            total.push_str(&format!(", {} of it resident", text::bytes(books.resident)));
+            total.push_str(&format!(", {} {of} resident", text::bytes(books.resident)));
         }
         if books.amount > 0 {
             total.push_str(&format!("; {}", all_kinds(subject, &books.by_kind())));
