@@ -223,7 +223,7 @@ fn comments_are_of_the_profile_that_they_stand_in() {
         comments[3..],
         [
             "What the process held before memtrace attached is shown apart.",
-            "covered: the descriptors that any thread opens, copies, receives and closes, by any call",
+            "covered: the descriptors that any thread opens, copies, receives and closes; those of calls that are not traced stand apart",
             "nothing was lost",
             "truncated stacks: 2 descriptors: too deep",
         ]
