@@ -87,11 +87,11 @@ impl<'a> Own<'a> {
                 frames: lines[first..].iter().copied().take(MOST).collect(),
             };
         };
-        let via = lines[..first]
-            .iter()
+        // That something was allocated is only news where the C library was asked for something else.
+        let via = (0..first)
             .rev()
-            .map(|line| &*line.function)
-            .find(|name| !is_allocator(name));
+            .find(|at| *at < wrappers || !is_allocator(&lines[*at].function))
+            .map(|at| &*lines[at].function);
         Self {
             via,
             frames: lines[first..]

@@ -15,3 +15,6 @@ pub use fd_details::fd_details_json;
 pub use processes::{ProcessRow, write_processes};
 pub use report::{ReportOptions, write_report};
 pub use status::{Status, StatusLine};
+
+#[cfg(test)]
+mod testing;

@@ -13,7 +13,7 @@ use rustix::termios::tcgetwinsize;
 
 use super::{
     c_library::CLibrary,
-    style::{Style, wrap},
+    style::{Style, hang, wrap, wrap_list},
 };
 use crate::{
     profile::{comments, subject::Subject},
@@ -159,7 +159,11 @@ impl<W: Write> Report<'_, W> {
         let title = format!("{of}{} (pid {})", printable(&process.name), process.pid);
         let since = text::duration(self.snapshot.duration);
         writeln!(self.out, "{}, traced for {since}", self.style.bold(title))?;
-        let limits = wrap(&self.limits().join(" "), self.style.width, "");
+        let limits = self.limits();
+        if limits.is_empty() {
+            return writeln!(self.out);
+        }
+        let limits = wrap(&limits.join(" "), self.style.width, "");
         writeln!(self.out, "{}\n", self.style.dim(limits))
     }
 
@@ -198,8 +202,8 @@ impl<W: Write> Report<'_, W> {
 
     /// Writes the line with a section's totals.
     fn total(&mut self, text: &str) -> io::Result<()> {
-        let wrapped = wrap(text, self.style.width - 2, "    ");
-        writeln!(self.out, "  {wrapped}")
+        let wrapped = wrap_list(text, self.style.width - 2, "  ");
+        writeln!(self.out, "  {}", hang(&wrapped, 2))
     }
 
     /// Over which time the recent changes are, when they are known.

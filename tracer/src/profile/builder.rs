@@ -48,6 +48,9 @@ pub enum Frame<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LocationId(u64);
 
+/// What tells samples apart: the locations, and the labels' keys and values.
+type Distinct = (Vec<u64>, Vec<(i64, i64)>);
+
 /// A profile that grows by samples.
 #[derive(Debug)]
 pub struct Builder<'a> {
@@ -60,8 +63,7 @@ pub struct Builder<'a> {
     /// By mapping, address, and how many lines of the address are shown.
     locations: HashMap<(Option<u16>, u64, usize), u64>,
     synthetic: HashMap<i64, u64>,
-    /// By locations and the labels' keys and values.
-    stacks: HashMap<(Vec<u64>, Vec<(i64, i64)>), usize>,
+    stacks: HashMap<Distinct, usize>,
 }
 
 impl<'a> Builder<'a> {

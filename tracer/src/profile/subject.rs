@@ -48,9 +48,9 @@ impl Subject {
     pub(super) fn coverage(self) -> &'static [&'static str] {
         match self {
             Self::Heap => &[],
-            Self::Descriptors => {
-                &["covered: the descriptors that any thread opens, copies, receives and closes, by any call"]
-            }
+            Self::Descriptors => &[
+                "covered: the descriptors that any thread opens, copies, receives and closes; those of calls that are not traced stand apart",
+            ],
             Self::Mappings => &[
                 "covered: what any thread maps, moves and unmaps, and the stacks of threads, by who made the thread",
                 "not covered: what an allocator maps for its own use, and what brk adds",

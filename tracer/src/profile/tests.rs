@@ -15,6 +15,8 @@ use crate::{
     },
 };
 
+mod holdings;
+
 #[inline(never)]
 fn allocating_function() -> u64 {
     std::hint::black_box(1)

@@ -79,6 +79,7 @@ fn wrappers_of_system_calls_give_way_to_their_callers() {
         excerpt("open64 _IO_file_open fopen64 std::open log_open main", 3),
         some("std::open", "log_open")
     );
+    assert_eq!(excerpt("brk sbrk malloc fill main", 3), some("malloc", "fill"));
     // Nothing but the C library: the wrapper is the best there is.
     assert_eq!(
         excerpt("mmap64 start_thread clone3", 3),

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::Report;
+use super::{Report, places::asked_for};
 use crate::{
     output::places::{Entry, Places},
     profile::{comments, subject::Subject},
@@ -18,11 +18,20 @@ impl<W: Write> Report<'_, W> {
         let places = Places::of(entries, self.symbols, &self.c_library);
         self.new_memory(growths, &places)?;
         self.places(Subject::NewMemory, &places, top)?;
+        let mut notes = growths.notes.clone();
+        if places.len() > 0 {
+            let mean = text::bytes(growths.sample_bytes);
+            let sampled = format!(
+                "Touched bytes are estimates, one sample in {mean} on average; ± is their standard error at most."
+            );
+            notes.insert(0, sampled);
+        }
         self.notes_and_losses(
             Subject::NewMemory,
-            &growths.notes,
+            &notes,
             &growths.losses,
             &comments::truncated_growth(&growths.sites),
+            places.len() > 0,
         )
     }
 
@@ -34,12 +43,10 @@ impl<W: Write> Report<'_, W> {
             _ => {
                 let bytes = self.style.bold(text::bytes(books.amount));
                 let samples = self.samples(self.selection(Subject::NewMemory), books.samples, books.amount);
-                format!("touched for the first time {bytes}{samples}")
+                format!("touched {bytes} for the first time{samples}")
             }
         };
-        for (how, bytes) in books.by_kind() {
-            total.push_str(&format!(", got {} {how}", text::bytes(bytes)));
-        }
+        total.push_str(&asked_for(&books));
         if let Some((before, now)) = growths.rss {
             let (before, now) = (text::bytes(before), text::bytes(now));
             total.push_str(&format!("; resident {before} when tracing began, {now} now"));

@@ -24,12 +24,7 @@ impl<W: Write> Report<'_, W> {
         if let Some(details) = &self.snapshot.fd_details {
             self.descriptor_table(holdings, details)?;
         }
-        self.notes_and_losses(
-            Subject::Descriptors,
-            &holdings.notes,
-            &holdings.losses,
-            &comments::truncated_holders(&holdings.holders),
-        )
+        self.end_of_holdings(Subject::Descriptors, holdings)
     }
 
     /// Who mapped what is mapped.
@@ -37,12 +32,7 @@ impl<W: Write> Report<'_, W> {
         self.section("Mappings")?;
         let nothing = "Nothing is mapped, and nothing was mapped in this time.";
         self.holdings(Subject::Mappings, holdings, nothing, top)?;
-        self.notes_and_losses(
-            Subject::Mappings,
-            &holdings.notes,
-            &holdings.losses,
-            &comments::truncated_holders(&holdings.holders),
-        )
+        self.end_of_holdings(Subject::Mappings, holdings)
     }
 
     fn holdings(
@@ -53,7 +43,7 @@ impl<W: Write> Report<'_, W> {
         top: usize,
     ) -> io::Result<()> {
         let holders = &holdings.holders;
-        if holders.iter().all(|holder| holder.made == 0 && holder.held == 0) {
+        if is_empty(holders) {
             return self.total(nothing);
         }
         let held = holders.iter().filter(|holder| holder.held > 0);
@@ -69,15 +59,11 @@ impl<W: Write> Report<'_, W> {
             let of = holders.iter().filter(|holder| holder.inherited == inherited);
             of.map(value).sum()
         };
-        let (verb, still) = match subject {
-            Subject::Descriptors => ("opened", "still open"),
-            _ => ("mapped", "still mapped"),
+        let (verb, still, of) = match subject {
+            Subject::Descriptors => ("opened", "still open", "of them"),
+            _ => ("mapped", "still mapped", "of it"),
         };
         let mut total = format!("{verb} {}", amount(subject, sum(false, |holder| holder.made)));
-        let inherited = sum(true, |holder| holder.held);
-        if inherited > 0 {
-            total.push_str(&format!(", inherited {}", amount(subject, inherited)));
-        }
         let books = places.beyond(0);
         let open = self.style.bold(amount(subject, books.amount));
         total.push_str(&format!(", {still} {open}"));
@@ -85,8 +71,12 @@ impl<W: Write> Report<'_, W> {
             let change = self.change(subject, books.recent_change, books.amount, 0);
             total.push_str(&format!(" ({change} in the last {recent})"));
         }
+        let inherited = sum(true, |holder| holder.held);
+        if inherited > 0 {
+            total.push_str(&format!(", {} {of} inherited", amount(subject, inherited)));
+        }
         if subject == Subject::Mappings {
-            total.push_str(&format!(", {} of it resident", text::bytes(books.resident)));
+            total.push_str(&format!(", {} {of} resident", text::bytes(books.resident)));
         }
         if books.amount > 0 {
             total.push_str(&format!("; {}", all_kinds(subject, &books.by_kind())));
@@ -94,13 +84,24 @@ impl<W: Write> Report<'_, W> {
         self.total(&total)
     }
 
-    /// What else there is to know, and what was lost.
+    fn end_of_holdings(&mut self, subject: Subject, holdings: &Holdings) -> io::Result<()> {
+        self.notes_and_losses(
+            subject,
+            &holdings.notes,
+            &holdings.losses,
+            &comments::truncated_holders(&holdings.holders),
+            !is_empty(&holdings.holders),
+        )
+    }
+
+    /// What else there is to know, and what was lost; that nothing was is only said if `has_content`.
     pub(super) fn notes_and_losses(
         &mut self,
         subject: Subject,
         notes: &[String],
         losses: &[(u64, String)],
         truncated: &[(EndReason, u64)],
+        has_content: bool,
     ) -> io::Result<()> {
         let lost = losses
             .iter()
@@ -114,11 +115,19 @@ impl<W: Write> Report<'_, W> {
         });
         let lost: Vec<String> = lost.chain(incomplete).collect();
         let lost = match lost.is_empty() {
-            true => "Nothing was lost, every stack is complete.".to_owned(),
-            false => format!("Lost: {}.", lost.join(", ")),
+            true if has_content => Some("Nothing was lost, every stack is complete.".to_owned()),
+            true => None,
+            false => Some(format!("Lost: {}.", lost.join(", "))),
         };
-        let text: Vec<&str> = notes.iter().map(String::as_str).chain([&*lost]).collect();
+        let text: Vec<String> = notes.iter().cloned().chain(lost).collect();
+        if text.is_empty() {
+            return Ok(());
+        }
         writeln!(self.out)?;
         self.paragraph(&printable(&text.join(" ")))
     }
+}
+
+fn is_empty(holders: &[Holder]) -> bool {
+    holders.iter().all(|holder| holder.made == 0 && holder.held == 0)
 }

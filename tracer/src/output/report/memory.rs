@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::Report;
 use crate::{
-    output::style::wrap,
+    output::style::{hang, wrap},
     snapshot::MemorySummary,
     text::{self, printable},
 };
@@ -33,8 +33,7 @@ impl<W: Write> Report<'_, W> {
 
     fn part(&mut self, bytes: &str, share: String, what: &str) -> io::Result<()> {
         const BEFORE: usize = 22;
-        let what = wrap(&printable(what), self.style.width - BEFORE, "");
-        let what = what.replace('\n', &format!("\n{:BEFORE$}", ""));
+        let what = hang(&wrap(&printable(what), self.style.width - BEFORE, ""), BEFORE);
         writeln!(self.out, "  {bytes}  {share:>5}   {what}")
     }
 }

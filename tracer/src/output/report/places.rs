@@ -10,7 +10,7 @@ use crate::{
     output::{
         frames::{Excerpt, Part, Stack, excerpts},
         places::{Books, Place, Places},
-        style::{columns, location, shorten, wrap},
+        style::{columns, hang, location, shorten, wrap_list},
     },
     profile::subject::Subject,
     snapshot::Selection,
@@ -106,7 +106,7 @@ impl<W: Write> Report<'_, W> {
         let detail = match subject {
             // Its line is as long as it is, whatever the width.
             Subject::Heap => detail.to_owned(),
-            _ => wrap(detail, self.style.width - before, "").replace('\n', &format!("\n{:before$}", "")),
+            _ => hang(&wrap_list(detail, self.style.width - before, ""), before),
         };
         writeln!(self.out, "{amount}  {share:>5}{change}   {detail}")
     }
@@ -123,11 +123,7 @@ impl<W: Write> Report<'_, W> {
                 let kinds = self.kinds(subject, books);
                 format!("{kinds}, {mappings}, {resident} resident")
             }
-            Subject::NewMemory => {
-                let asked = books.by_kind().into_iter();
-                let asked = asked.map(|(how, bytes)| format!(", {} {how}", text::bytes(bytes)));
-                format!("touched{samples}{}", asked.collect::<String>())
-            }
+            Subject::NewMemory => format!("touched{samples}{}", asked_for(books)),
         }
     }
 
@@ -250,6 +246,14 @@ pub(super) fn amount(subject: Subject, value: u64) -> String {
 pub(super) fn all_kinds(subject: Subject, kinds: &[(&str, u64)]) -> String {
     let kind = |(kind, value): &(&str, u64)| format!("{} {kind}", amount(subject, *value));
     kinds.iter().map(kind).collect::<Vec<_>>().join(", ")
+}
+
+/// `, asked for 64.0 MiB by mmap, 1.0 MiB by brk`, of new memory; nothing if the kernel was not asked.
+pub(super) fn asked_for(books: &Books) -> String {
+    match &*books.by_kind() {
+        [] => String::new(),
+        asked => format!(", asked for {}", all_kinds(Subject::NewMemory, asked)),
+    }
 }
 
 /// Of new memory there is nothing that could change: what was touched stays so.
