@@ -1,11 +1,15 @@
-//! Who is traced: a process, its identity, its executable mappings and their files.
+//! Who is traced: a process, its identity, its memory, its executable mappings and their files.
 
 mod mapping;
+mod memory;
+mod pagemap;
 mod process;
 
 use std::io;
 
 pub use mapping::{Backing, Change, Mapping, MappingReader, Mappings};
+pub use memory::Vma;
+pub use pagemap::{Pagemap, Residency};
 pub use process::{Process, ProcessInfo};
 
 /// Why a process cannot be traced.

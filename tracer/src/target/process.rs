@@ -274,11 +274,12 @@ fn read_status(pid: u32, thread: u32) -> Result<Status, TargetError> {
 }
 
 /// A file of /proc. Names of processes and files are bytes, not text: what is not UTF-8 is replaced.
-fn read_lossy(path: &str) -> io::Result<String> {
+pub(super) fn read_lossy(path: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
 }
 
-fn lost(pid: u32, error: io::Error) -> TargetError {
+/// Why a file of /proc could not be read.
+pub(super) fn lost(pid: u32, error: io::Error) -> TargetError {
     match error.raw_os_error() {
         Some(libc::ENOENT) => TargetError::NoSuchProcess { pid },
         // Reading a file of a process that has just ended.
