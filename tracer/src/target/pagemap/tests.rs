@@ -36,10 +36,8 @@ impl Reserved {
     fn read(&self, page: u64) {
         assert!(page * PAGE < self.length);
         // SAFETY: an address of the mapping.
-        assert_eq!(
-            unsafe { ((self.begin + page * PAGE) as *const u8).read_volatile() },
-            0
-        );
+        let byte = unsafe { ((self.begin + page * PAGE) as *const u8).read_volatile() };
+        assert_eq!(byte, 0);
     }
 
     fn pages(&self, pages: Range<u64>) -> Range<u64> {

@@ -41,7 +41,9 @@ fn input<'a>(stacks: &'a [MapStack], now: u64) -> HoldingsInput<'a> {
 }
 
 /// Maker, frames, kind, cached, and pages made, held, objects and resident.
-fn brief(holdings: &Holdings) -> Vec<(Maker, Vec<u64>, &str, bool, [u64; 4])> {
+type Brief = (Maker, Vec<u64>, &'static str, bool, [u64; 4]);
+
+fn brief(holdings: &Holdings) -> Vec<Brief> {
     let brief = |holder: &Holder| {
         let numbers = [
             holder.made / PAGE,
