@@ -21,7 +21,7 @@ const ENTRY: usize = 8;
 /// Entries read at once.
 const CHUNK: usize = 8192;
 /// How many entries one [`Pagemap`] reads where the kernel cannot look for pages itself: those of 32 GiB of addresses, which
-/// takes some 0.1 s.
+/// takes some 50 ms.
 const ENTRIES: u64 = 8 << 20;
 /// Ranges of pages that the kernel tells at once.
 const REGIONS: usize = 1024;
