@@ -8,6 +8,7 @@ mod history;
 mod images;
 mod launch;
 mod lifecycle;
+pub mod mapped;
 mod mappings;
 mod privilege;
 mod results;

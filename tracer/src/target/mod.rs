@@ -1,7 +1,9 @@
-//! Who is traced: a process, its identity, its executable mappings and their files.
+//! Who is traced: a process, its identity, its memory, its executable mappings and their files.
 
 mod descriptors;
 mod mapping;
+mod memory;
+mod pagemap;
 mod process;
 mod sockets;
 
@@ -9,6 +11,8 @@ use std::io;
 
 pub use descriptors::Descriptor;
 pub use mapping::{Backing, Change, Mapping, MappingReader, Mappings};
+pub use memory::Vma;
+pub use pagemap::{Pagemap, Residency};
 pub use process::{Process, ProcessInfo};
 pub use sockets::SocketDetails;
 
