@@ -188,8 +188,10 @@ pub struct MapEvent {
     pub time: u64,
     /// First byte (virtual address); for [`MapEventKind::ThreadStarted`] the stack pointer that the thread began with.
     pub begin: u64,
-    /// Bytes, a multiple of the page size.
+    /// Bytes, a multiple of the page size; 0 if the call does not tell (`shmat`, `shmdt`).
     pub length: u64,
+    /// [`MapEventKind::Mapped`] by `mremap`: where it was before (virtual address).
+    pub source: u64,
     /// A [`MapEventKind`].
     pub kind: u32,
     /// The address space.
@@ -200,7 +202,7 @@ pub struct MapEvent {
     pub flags: u32,
     /// The thread that did it; of [`MapEventKind::ThreadStarted`] and [`MapEventKind::ThreadEnded`] the one that they are of.
     pub thread: u32,
-    /// A [`MappingKind`].
+    /// A [`MappingKind`], or [`MappingKind::MOVED`].
     pub mapping: u8,
     /// 1 if the thread was in a call of the allocator.
     pub in_allocator: u8,
@@ -208,7 +210,7 @@ pub struct MapEvent {
     pub _pad: u16,
 }
 
-const _: () = assert!(size_of::<MapEvent>() == 48);
+const _: () = assert!(size_of::<MapEvent>() == 56);
 
 /// What a [`MapEvent`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -322,7 +324,7 @@ pub mod classes {
     pub const GROWTH: u32 = 8;
 }
 
-/// Room for some 87,000 [`MapEvent`]s that user space has not read so far (bytes).
+/// Room for some 65,000 [`MapEvent`]s that user space has not read so far (bytes).
 pub const MAP_EVENT_BYTES: u32 = 4 << 20;
 
 const _: () = assert!(size_of::<FdKey>() == 8);

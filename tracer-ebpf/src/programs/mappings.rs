@@ -145,6 +145,7 @@ pub fn book(action: u8, call: Call, member: &Member, thread: &mut Thread, contro
     let event = MapEvent {
         begin: call.result as u64,
         length,
+        source: if action == action::MREMAP { call.first() } else { 0 },
         kind: MapEventKind::Mapped as u32,
         stack,
         flags: flags as u32,

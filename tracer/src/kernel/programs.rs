@@ -457,6 +457,11 @@ impl Programs {
             .min(self.books.stack_room())
     }
 
+    /// The descriptor that becomes readable when mappings changed.
+    pub fn map_events_fd(&self) -> BorrowedFd<'_> {
+        self.map_events.fd()
+    }
+
     /// The descriptor that becomes readable when there are notices.
     pub fn notices_fd(&self) -> BorrowedFd<'_> {
         self.notices.as_fd()

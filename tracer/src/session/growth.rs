@@ -7,6 +7,8 @@ use memtrace_ebpf::{
     layout::{Counter, EndReason},
 };
 
+use procfs::process::MMapPath;
+
 use super::{Tracer, space::Space, tracer::TOUCH_DISTANCE};
 use crate::snapshot::{Growth, Growths};
 
@@ -14,6 +16,21 @@ use crate::snapshot::{Growth, Growths};
 const PAGE: u64 = 4096;
 
 impl Tracer {
+    /// Tells the programs where the heap of each address space ends. To be called before anything is recorded.
+    pub(super) fn note_breaks(&mut self) {
+        if !self.settings.trace(classes::GROWTH) {
+            return;
+        }
+        for space in self.spaces.values_mut() {
+            let Some(process) = &space.process else { continue };
+            let maps = process.memory_maps().unwrap_or_default();
+            if let Some(heap) = maps.iter().find(|map| map.pathname == MMapPath::Heap) {
+                self.programs.set_break(space.id, heap.address.1);
+            }
+            space.rss = process.rss().ok();
+        }
+    }
+
     /// What an address space grew by.
     pub(super) fn growths(&self, space: &Space) -> Option<Growths> {
         if !self.settings.trace(classes::GROWTH) {

@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use super::mmaps::Mapped;
+
 /// The live bytes of every stack at one moment.
 #[derive(Debug)]
 pub struct Reading {
@@ -11,8 +13,8 @@ pub struct Reading {
     pub live_bytes: Vec<u64>,
     /// Open descriptors by stack index.
     pub open_fds: HashMap<u32, u64>,
-    /// Mapped bytes by stack index, of every address space.
-    pub mapped: HashMap<u32, u64>,
+    /// Mapped bytes.
+    pub mapped: Mapped,
 }
 
 /// Readings at 1, 2, 4, 8 … seconds: however long a run is, one of them is near its middle, and keeping them

@@ -73,6 +73,7 @@ impl Tracer {
     /// The last word on the next address space that is no more; `None` also if there is nothing to tell of it.
     pub fn take_past(&mut self) -> Option<Past> {
         let (mut space, executed) = self.ending.pop_front()?;
+        self.read_map_events();
         self.programs.books_mut().read_frames();
         self.dead.insert(space.id);
         space.say_what_is_not_visible(&self.settings);
@@ -154,6 +155,7 @@ impl Tracer {
         space.layout = self.files.new_layout();
         // Perf events stay with a thread through an exec.
         space.bound = bound;
+        space.table = notice.table;
         self.anchor(&mut space);
         let described = self.programs.spaces().describe(space.id, space.layout, 0);
         if let Err(error) = described {
@@ -162,6 +164,7 @@ impl Tracer {
         self.spaces.insert(space.id, space);
         // First this, which may not live long.
         self.refresh(notice.space);
+        self.note_new_mappings(notice.space);
         if had_own {
             self.end(notice.earlier, true);
         }

@@ -3,6 +3,7 @@
 mod descriptors;
 mod fds;
 mod files;
+mod growth;
 mod heirs;
 mod history;
 mod images;
@@ -10,6 +11,7 @@ mod launch;
 mod lifecycle;
 pub mod mapped;
 mod mappings;
+mod mmaps;
 mod privilege;
 mod results;
 mod run;

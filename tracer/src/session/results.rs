@@ -13,7 +13,8 @@ use crate::{
     cli::Arguments,
     kernel::FIRST_SPACE,
     output::{
-        OutputDir, OutputError, ProcessRow, ReportOptions, StatusLine, fd_details_json, write_processes, write_report,
+        OutputDir, OutputError, ProcessRow, ReportOptions, StatusLine, fd_details_json, write_processes,
+        write_report,
     },
     profile::{self, Profile},
     snapshot::Snapshot,
@@ -223,7 +224,11 @@ impl Writer {
             (snapshot.mmap.is_some(), "mmap"),
             (snapshot.growth.is_some(), "growth"),
         ];
-        let written: Vec<&str> = written.iter().filter(|(is, _)| *is).map(|(_, kind)| *kind).collect();
+        let written: Vec<&str> = written
+            .iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, kind)| *kind)
+            .collect();
         let first = path.display();
         match (written.as_slice(), path.parent()) {
             ([_, _, ..], Some(directory)) => {

@@ -210,6 +210,7 @@ impl Run<'_> {
         let mut log = program_log(&mut self.tracer)?;
         let log_ready = watch(log.as_fd())?;
         let frames = watch(self.tracer.frames_fd())?;
+        let map_events = watch(self.tracer.map_events_fd())?;
         let mut next_tidying = Instant::now() + TIDY_PERIOD;
         let mut trend = Trend::default();
         let start = Instant::now();
@@ -257,6 +258,10 @@ impl Run<'_> {
                 () = sleep_until(next_status) => {
                     self.line.update(&self.status(&mut trend));
                     next_status += STATUS_PERIOD;
+                }
+                ready = map_events.readable() => {
+                    acknowledge(ready);
+                    self.tracer.read_map_events();
                 }
                 ready = frames.readable() => {
                     acknowledge(ready);

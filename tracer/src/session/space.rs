@@ -31,6 +31,10 @@ pub struct Space {
     pub table: u32,
     /// What was open when tracing began.
     pub attached: Vec<Descriptor>,
+    /// Resident bytes of its `brk` heap when tracing began.
+    pub heap_resident: u64,
+    /// Its resident bytes then, if they are wanted and could be read.
+    pub rss: Option<u64>,
     /// What is attached to it.
     pub bound: HashSet<Batch>,
     /// Keep it attached.
@@ -69,6 +73,8 @@ impl Space {
             reader: MappingReader::default(),
             table: id,
             attached: Vec::new(),
+            heap_resident: 0,
+            rss: None,
             bound: HashSet::new(),
             anchors: Vec::new(),
             coverage: Coverage::default(),

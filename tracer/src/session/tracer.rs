@@ -19,6 +19,7 @@ use super::{
     heirs::Heirs,
     history::{History, Reading},
     images::Images,
+    mapped::MappedBooks,
     snapshot,
     space::Space,
 };
@@ -37,7 +38,7 @@ const STACKS: u32 = 64 << 10;
 /// Descriptors that can be open at once in all tables.
 const FDS: u32 = 256 << 10;
 /// Of the pages that are touched one in so many is recorded.
-const TOUCH_DISTANCE: u32 = 16;
+pub(super) const TOUCH_DISTANCE: u32 = 16;
 /// Rows kept free for libraries that are loaded later.
 const SPARE_ROWS: u32 = 1536 << 10;
 /// Pages kept free for them.
@@ -90,6 +91,8 @@ pub struct Tracer {
     pub(super) look_at_ends: Option<Instant>,
     /// Whether what an io_uring opens is seen.
     pub(super) sees_io_uring: bool,
+    /// The mappings of each address space.
+    pub(super) mapped: HashMap<u32, MappedBooks>,
 }
 
 impl Tracer {
@@ -130,6 +133,7 @@ impl Tracer {
             parents: HashMap::new(),
             look_at_ends: None,
             sees_io_uring: true,
+            mapped: HashMap::new(),
         };
         space.layout = tracer.files.new_layout();
         tracer
@@ -165,6 +169,7 @@ impl Tracer {
         if settings.children {
             tracer.add_descendants();
         }
+        tracer.note_breaks();
         tracer.programs.record(!settings.floor);
         tracer.clock = Instant::now();
         for space in tracer.spaces.values_mut() {
@@ -192,6 +197,9 @@ impl Tracer {
             };
             if self.settings.trace(classes::FD) {
                 self.note_open_descriptors(&mut space);
+            }
+            if self.settings.trace(classes::MAPPING) {
+                self.note_mappings(&mut space);
             }
             self.spaces.insert(id, space);
         }
@@ -261,6 +269,11 @@ impl Tracer {
         }
     }
 
+    /// The descriptor that becomes readable when mappings changed.
+    pub fn map_events_fd(&self) -> BorrowedFd<'_> {
+        self.programs.map_events_fd()
+    }
+
     /// The descriptor that becomes readable when many frames wait to be read.
     pub fn frames_fd(&self) -> BorrowedFd<'_> {
         self.programs.books().frames_fd()
@@ -291,6 +304,7 @@ impl Tracer {
             return;
         }
         self.dead.retain(|space| !dead.contains(space));
+        self.mapped.retain(|space, _| !dead.contains(space));
         let given_back = self
             .programs
             .books_mut()
@@ -310,7 +324,8 @@ impl Tracer {
     /// The stacks at which descriptors or mappings are held.
     fn held_stacks(&self) -> HashSet<u32> {
         let open = self.programs.descriptors_ref().open_by_stack();
-        open.unwrap_or_default().into_keys().collect()
+        let mapped = self.mapped.values().flat_map(MappedBooks::held_stacks);
+        open.unwrap_or_default().into_keys().chain(mapped).collect()
     }
 
     /// Stops recording, so that the next snapshot is the last word.
@@ -322,6 +337,7 @@ impl Tracer {
     pub fn observe(&mut self) {
         let elapsed = self.elapsed();
         if self.history.is_due(elapsed) {
+            self.read_map_events();
             self.find_trampolines();
             let count = self.programs.stack_count();
             let open_fds = match self.settings.trace(classes::FD) {
@@ -336,7 +352,11 @@ impl Tracer {
                 at: elapsed,
                 live_bytes: snapshot::live_bytes(self.programs.books(), count),
                 open_fds,
-                mapped: HashMap::new(),
+                mapped: self
+                    .mapped
+                    .iter()
+                    .map(|(&space, books)| (space, books.held()))
+                    .collect(),
             });
         }
     }
@@ -357,10 +377,14 @@ impl Tracer {
 
     /// Reads the books of every address space.
     pub fn snapshots(&mut self) -> Vec<Snapshot> {
+        self.read_map_events();
         self.programs.books_mut().read_frames();
         let old_blocks = self.old_blocks();
-        let spaces = self.spaces.values();
-        spaces.map(|space| self.snapshot(space, &old_blocks)).collect()
+        let spaces = std::mem::take(&mut self.spaces);
+        let all = spaces.values();
+        let snapshots = all.map(|space| self.snapshot(space, &old_blocks)).collect();
+        self.spaces = spaces;
+        snapshots
     }
 
     /// The live blocks by stack, if only those of some age are wanted.
@@ -373,7 +397,7 @@ impl Tracer {
     }
 
     pub(super) fn snapshot(
-        &self,
+        &mut self,
         space: &Space,
         old_blocks: &Result<Option<Vec<Live>>, KernelError>,
     ) -> Snapshot {
@@ -393,6 +417,9 @@ impl Tracer {
         let count = self.programs.stack_count();
         let (mut sites, losses, failed_calls) =
             snapshot::read(books, count, space.id, earlier, old_blocks.as_deref());
+        let recent = earlier
+            .filter(|reading| reading.at >= space.since)
+            .map_or(Duration::ZERO, |reading| elapsed.saturating_sub(reading.at));
         let mappings = space.reader.mappings();
         for frame in sites.iter_mut().flat_map(|site| site.frames.iter_mut()) {
             *frame = mappings.place(*frame);
@@ -411,27 +438,30 @@ impl Tracer {
             ));
         }
         let (fds, fd_details) = self.fd_holdings(space);
+        let heap = self.settings.trace(classes::HEAP);
+        // What a sample stands for is an estimate, and what is too young or too small was not asked for: blocks all the same.
+        let live = heap.then(|| sites.iter().map(|site| site.live_bytes).sum());
+        let maps = self.map_report(space, live);
+        let (mmap, memory) = maps.map_or((None, None), |maps| (Some(maps.holdings), maps.memory));
         Snapshot {
             space: space.id,
             process: space.info.clone(),
             origin: space.origin.clone(),
             started: space.started,
             duration: elapsed.saturating_sub(space.since),
-            recent: earlier
-                .filter(|reading| reading.at >= space.since)
-                .map_or(Duration::ZERO, |reading| elapsed.saturating_sub(reading.at)),
+            recent,
             sites,
             selection,
             losses,
             coverage,
             failed_calls,
             mappings,
-            heap: self.settings.trace(classes::HEAP),
+            heap,
             fds,
             fd_details,
-            mmap: None,
-            growth: None,
-            memory: None,
+            mmap,
+            growth: self.growths(space),
+            memory,
         }
     }
 }

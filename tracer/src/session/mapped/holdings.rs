@@ -18,8 +18,8 @@ use crate::{
 pub struct MapStack {
     /// Its index.
     pub id: u32,
-    /// What it mapped.
-    pub kind: MappingKind,
+    /// What it mapped; `None` if it moved what was there, of whichever kind that was.
+    pub kind: Option<MappingKind>,
     /// The stack, innermost frame first.
     pub frames: Vec<u64>,
     /// Why the walk of this stack stopped.
@@ -68,10 +68,12 @@ impl Survey {
             .iter()
             .filter(|stack| stack.own && stack.mapped_bytes > 0)
         {
-            let account = Account::of(Owner::Stack(stack.id), stack.kind);
-            if !self.is_heap(&account, input.is_allocator) {
-                let draft = draft(&mut drafts, &account, &stacks);
-                draft.holder.made = stack.mapped_bytes;
+            for (kind, made) in self.made(stack) {
+                let account = Account::of(Owner::Stack(stack.id), kind);
+                if made > 0 && !self.is_heap(&account, input.is_allocator) {
+                    let draft = draft(&mut drafts, &account, &stacks);
+                    draft.holder.made = made;
+                }
             }
         }
         let is_earlier = input.earlier.is_some();
@@ -98,6 +100,18 @@ impl Survey {
             losses: self.losses(),
             notes: self.notes(),
         }
+    }
+
+    /// The bytes that a stack mapped, by kind.
+    fn made(&self, stack: &MapStack) -> Vec<(MappingKind, u64)> {
+        if let Some(kind) = stack.kind {
+            return vec![(kind, stack.mapped_bytes)];
+        }
+        let moved = self.moved.get(&stack.id).copied().unwrap_or_default();
+        let kinds = moved.into_iter().zip(0..);
+        kinds
+            .map(|(bytes, kind)| (MappingKind::from_u8(kind), bytes))
+            .collect()
     }
 
     fn losses(&self) -> Vec<(u64, String)> {

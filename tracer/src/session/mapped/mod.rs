@@ -16,7 +16,7 @@ use std::{
     ops::Range,
 };
 
-use memtrace_ebpf::handles::{MapEvent, MapEventKind};
+use memtrace_ebpf::handles::{MapEvent, MapEventKind, MappingKind};
 
 pub use holdings::{HoldingsInput, MapStack};
 pub use instances::{Account, Held, Owner};
@@ -40,6 +40,8 @@ pub struct MappedBooks {
     threads: Threads,
     /// Stacks that mapped in calls of an allocator.
     allocator_stacks: HashSet<u32>,
+    /// Bytes that `mremap` moved, by its stack and by kind: only what was there before tells the kind.
+    moved: HashMap<u32, [u64; 4]>,
     /// What was logged before [`MappedBooks::seed`]; `None` since then.
     waiting: Option<Vec<Waiting>>,
     /// What was changed since the areas are read; `None` while they are not.
@@ -95,6 +97,7 @@ impl MappedBooks {
             leaving: HashMap::new(),
             threads: Threads::default(),
             allocator_stacks: HashSet::new(),
+            moved: HashMap::new(),
             waiting: Some(Vec::new()),
             reading: None,
             missed: Missed::default(),
@@ -124,6 +127,12 @@ impl MappedBooks {
     }
 
     fn mapped(&mut self, event: &MapEvent, range: Range<u64>) {
+        let mut instance = Instance::mapped(event);
+        if event.mapping == MappingKind::MOVED {
+            let kind = self.kind_before(event);
+            instance.account.kind = kind;
+            self.moved.entry(event.stack).or_default()[kind as usize] += event.length;
+        }
         self.settle(event.thread);
         if range.is_empty() {
             return;
@@ -135,7 +144,28 @@ impl MappedBooks {
             // Indices of stacks are used again.
             self.allocator_stacks.remove(&event.stack);
         }
-        self.put(range, Instance::mapped(event));
+        self.put(range, instance);
+    }
+
+    /// The kind of what a thread has just moved.
+    fn kind_before(&self, event: &MapEvent) -> MappingKind {
+        let leaving = self.leaving.get(&event.thread);
+        let moved = leaving.and_then(|leaving| leaving.pieces.first()).copied();
+        let piece = moved.or_else(|| self.map.get(event.source));
+        let instance = piece.and_then(|piece| self.instances.get(piece.value));
+        instance.map_or(MappingKind::Anon, |instance| instance.account.kind)
+    }
+
+    /// How long the mapping is that begins here (bytes), as far as one call made it; for `shmdt`, which does not say.
+    pub fn length_at(&self, begin: u64) -> u64 {
+        let Some(first) = self.map.get(begin) else {
+            return 0;
+        };
+        let mut end = first.end;
+        while let Some(next) = self.map.get(end).filter(|next| next.value == first.value) {
+            end = next.end;
+        }
+        end - begin
     }
 
     /// Puts a new instance over what is there.
@@ -224,6 +254,7 @@ impl MappedBooks {
             instance.user = 0;
         }
         self.threads = Threads::default();
+        self.moved = HashMap::new();
     }
 
     /// Call this before the areas are read for [`MappedBooks::survey`], with the time: what the log says of later
@@ -286,15 +317,9 @@ impl MappedBooks {
 
 /// What an event says, if it is known.
 fn kind(event: &MapEvent) -> Option<MapEventKind> {
-    const KINDS: [MapEventKind; 6] = [
-        MapEventKind::Mapped,
-        MapEventKind::Unmapping,
-        MapEventKind::Undone,
-        MapEventKind::ThreadStarted,
-        MapEventKind::ThreadEnded,
-        MapEventKind::Forked,
-    ];
-    KINDS.into_iter().find(|&kind| kind as u32 == event.kind)
+    MapEventKind::ALL
+        .into_iter()
+        .find(|&kind| kind as u32 == event.kind)
 }
 
 #[cfg(test)]

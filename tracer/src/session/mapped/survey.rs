@@ -36,6 +36,8 @@ pub struct Survey {
     pub(super) held: Held,
     /// Stacks that mapped in calls of an allocator.
     pub(super) allocator_stacks: HashSet<u32>,
+    /// See [`MappedBooks`].
+    pub(super) moved: HashMap<u32, [u64; 4]>,
     pub(super) missed: Missed,
     /// Whether some of [`Balance::resident`] are estimates.
     pub(super) estimated: bool,
@@ -84,6 +86,7 @@ impl MappedBooks {
         }
         survey.held = self.held();
         survey.allocator_stacks.clone_from(&self.allocator_stacks);
+        survey.moved.clone_from(&self.moved);
         survey.missed = self.missed;
         survey
     }

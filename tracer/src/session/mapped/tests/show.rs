@@ -23,7 +23,7 @@ const STACK: MappingKind = MappingKind::Stack;
 fn stack(id: u32, kind: MappingKind, pages: u64) -> MapStack {
     MapStack {
         id,
-        kind,
+        kind: Some(kind),
         frames: vec![u64::from(id)],
         end: EndReason::Complete,
         mapped_bytes: pages * PAGE,
