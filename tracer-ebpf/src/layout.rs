@@ -478,6 +478,8 @@ pub mod tail {
     pub const BOOK_TOUCH: u32 = 3;
     /// Books what an io_uring did, once its stack is known.
     pub const BOOK_REQUEST: u32 = 4;
+    /// As [`BOOK_CALL`], of `clone`.
+    pub const BOOK_CLONE: u32 = 5;
     /// How many places there are.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 6;
 }

@@ -284,6 +284,10 @@ fn walk_in_kernel(ctx: RawTracePointContext) -> i32 {
     let Some((thread, walk, mut reason)) = walk_on() else {
         return 0;
     };
+    let is_first = walk.frames_len == 1 && reason as u8 == EndReason::NoUnwindInfo as u8;
+    if is_first && thread.next == tail::BOOK_CLONE && leave_clone(thread, walk) {
+        reason = EndReason::Running;
+    }
     if reason as u8 == EndReason::Running as u8 {
         // SAFETY: the context is the one that the kernel passed to this program.
         unsafe { maps::KERNEL_TAILS.tail_call(&ctx, tail::WALK) };
@@ -297,6 +301,16 @@ fn walk_in_kernel(ctx: RawTracePointContext) -> i32 {
     unsafe { maps::KERNEL_TAILS.tail_call(&ctx, thread.next) };
     give_back(thread);
     0
+}
+
+/// The C libraries' `clone` and `clone3` do not describe what follows the system call, since it is the new thread's first code,
+/// too (glibc `sysdeps/unix/sysv/linux/x86_64/clone3.S`). In the thread that called it is a leaf.
+#[inline(always)]
+fn leave_clone(thread: &Thread, walk: &mut Walk) -> bool {
+    let tables = LayoutTables {
+        layout: thread.layout,
+    };
+    walk.leave_leaf(&CurrentThread { thread }, &tables)
 }
 
 /// Walks a few frames of the current thread's walk.

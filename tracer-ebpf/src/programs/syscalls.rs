@@ -309,7 +309,11 @@ fn call_left(ctx: RawTracePointContext) -> i32 {
         return 0;
     };
     let ids = (member.stacks, tid);
-    stack::find_in_kernel(&ctx, call.start(), control, ids, thread, tail::BOOK_CALL);
+    let book = match action {
+        action::CLONE | action::CLONE3 => tail::BOOK_CLONE,
+        _ => tail::BOOK_CALL,
+    };
+    stack::find_in_kernel(&ctx, call.start(), control, ids, thread, book);
     0
 }
 

@@ -87,30 +87,25 @@ fn offset_in(btf: &Btf, of: &Type, wanted: &str, depth: u32) -> Option<u32> {
 /// The program for the tracepoint `io_uring_complete`, whose arguments changed (`include/trace/events/io_uring.h`: `req` is
 /// the second since Linux 6.0; `res` the fourth, or `cqe` the third since 6.13).
 fn completion(btf: &Btf) -> Option<&'static str> {
-    let types = btf.resolve_types_by_name("btf_trace_io_uring_complete").ok()?;
-    let of = types.iter().find_map(|of| match of {
-        Type::Typedef(of) => Some(of),
+    // What the kernel calls for each program at the tracepoint (`include/linux/tracepoint.h`).
+    let types = btf.resolve_types_by_name("__traceiter_io_uring_complete").ok()?;
+    let function = types.iter().find_map(|of| match of {
+        Type::Func(of) => btf.resolve_chained_type(of).ok(),
         _ => None,
     })?;
-    let mut next = btf.resolve_chained_type(of).ok()?;
-    loop {
-        match next {
-            Type::Ptr(pointer) => next = btf.resolve_chained_type(&pointer).ok()?,
-            Type::FuncProto(function) => {
-                // The first is not the tracepoint's own.
-                let parameters = function.parameters.iter().skip(1);
-                let names: Vec<String> = parameters
-                    .map(|parameter| btf.resolve_name(parameter).unwrap_or_default())
-                    .collect();
-                let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                return match names.as_slice() {
-                    [_, "req", "cqe", ..] => Some("request_done_by_entry"),
-                    [_, "req", _, "res", ..] => Some("request_done"),
-                    _ => None,
-                };
-            }
-            _ => return None,
-        }
+    let Type::FuncProto(function) = function else {
+        return None;
+    };
+    // The first is not the tracepoint's own.
+    let parameters = function.parameters.iter().skip(1);
+    let names: Vec<String> = parameters
+        .map(|parameter| btf.resolve_name(parameter).unwrap_or_default())
+        .collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    match names.as_slice() {
+        [_, "req", "cqe", ..] => Some("request_done_by_entry"),
+        [_, "req", _, "res", ..] => Some("request_done"),
+        _ => None,
     }
 }
 

@@ -139,6 +139,7 @@ impl Programs {
             let in_kernel = [
                 (tail::WALK, "walk_in_kernel"),
                 (tail::BOOK_CALL, "book_call"),
+                (tail::BOOK_CLONE, "book_call"),
                 (tail::BOOK_TOUCH, "book_touch"),
                 (tail::BOOK_REQUEST, "book_request"),
             ];
@@ -520,33 +521,46 @@ where
         .ok_or(KernelError::Missing(name))?
         .try_into()
         .map_err(refused)?;
-    let fd = program.load_program().map_err(refused)?;
+    if program.program_fd().is_err() {
+        program.load_program().map_err(refused)?;
+    }
+    let fd = program.program_fd().map_err(refused)?;
     fd.try_clone()
         .map_err(|source| KernelError::Memory { name, source })
 }
 
 /// The programs that tail calls go to.
 trait Loadable {
-    fn load_program(&mut self) -> Result<&ProgramFd, ProgramError>;
+    fn load_program(&mut self) -> Result<(), ProgramError>;
+    fn program_fd(&self) -> Result<&ProgramFd, ProgramError>;
 }
 
 impl Loadable for UProbe {
-    fn load_program(&mut self) -> Result<&ProgramFd, ProgramError> {
-        self.load()?;
+    fn load_program(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+
+    fn program_fd(&self) -> Result<&ProgramFd, ProgramError> {
         self.fd()
     }
 }
 
 impl Loadable for TracePoint {
-    fn load_program(&mut self) -> Result<&ProgramFd, ProgramError> {
-        self.load()?;
+    fn load_program(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+
+    fn program_fd(&self) -> Result<&ProgramFd, ProgramError> {
         self.fd()
     }
 }
 
 impl Loadable for RawTracePoint {
-    fn load_program(&mut self) -> Result<&ProgramFd, ProgramError> {
-        self.load()?;
+    fn load_program(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+
+    fn program_fd(&self) -> Result<&ProgramFd, ProgramError> {
         self.fd()
     }
 }
