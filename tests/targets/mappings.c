@@ -10,6 +10,7 @@
  * A file to map is made in the directory. Commands, one a line, come in on stdin:
  *
  *     go OPS SEED      do about OPS operations, then park all threads and print the books
+ *     books            print the books again
  *     drain            unmap everything, end all guests, print the books
  *     fork OPS SEED    end all guests, then fork a child that does OPS operations and prints `child PID` and its books
  *     reap             end the child; answers `reaped`
@@ -250,6 +251,8 @@ static void obey(const char *line)
         child = fork();
         if (child == 0)
             be_child(operations, number);
+    } else if (strcmp(line, "books\n") == 0) {
+        print_books();
     } else if (strcmp(line, "reap\n") == 0) {
         reap();
     } else if (strcmp(line, "drain\n") == 0) {
