@@ -133,11 +133,12 @@ fn print(columns: &[Column], names: &[&str], chosen: &Chosen) {
     println!(
         "\nOne operation of a program that is not traced, while memtrace traces another one; {} rounds of {} ms.\n\
          CPU time of all its threads, the kernel's part included: without memtrace and with it, in nanoseconds, medians; and\n\
-         the median of the ratios of the pairs (smallest to largest).\n",
+         the median of the ratios of the pairs (smallest to largest). Least: the ratio of the smallest values, which says more\n\
+         on a machine that is busy with other things.\n",
         chosen.timing.rounds, chosen.timing.milliseconds
     );
-    println!("| mode    | operation |    without |       with | ratio | range           |");
-    println!("| ------- | --------- | ---------: | ---------: | ----: | --------------: |");
+    println!("| mode    | operation |    without |       with | ratio | range           | least |");
+    println!("| ------- | --------- | ---------: | ---------: | ----: | --------------: | ----: |");
     let mut worst = (0.0, String::new());
     for column in columns {
         for (index, name) in names.iter().enumerate() {
@@ -149,10 +150,12 @@ fn print(columns: &[Column], names: &[&str], chosen: &Chosen) {
             ) else {
                 continue;
             };
+            let least = |samples: &[Samples]| samples[index].range().map_or(f64::NAN, |range| range.0);
             let mode = column.mode.name;
             println!(
-                "| {mode:7} | {name:9} | {base:10.0} | {traced:10.0} | {ratio:5.3} | {:>15} |",
-                format!("{low:.3} to {high:.3}")
+                "| {mode:7} | {name:9} | {base:10.0} | {traced:10.0} | {ratio:5.3} | {:>15} | {:5.3} |",
+                format!("{low:.3} to {high:.3}"),
+                least(&column.traced) / least(&column.base)
             );
             if ratio > worst.0 {
                 worst = (ratio, format!("{name} with {mode}"));

@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{
+    statistics::Samples,
     target::Target,
     tracer::{Ready, Tracer},
 };
@@ -103,10 +104,18 @@ pub fn start(program: &Path) -> Result<Target> {
     Ok(target)
 }
 
+/// A measurement is the median of so many: what disturbs the machine for a moment is left out.
+const SLICES: u64 = 10;
+
 /// CPU time of one operation of a workload (ns), the kernel's part included.
 ///
 /// # Errors
 /// When the program died.
 pub fn measure(target: &mut Target, workload: &str, milliseconds: u64) -> Result<f64> {
-    Ok(target.batch(&format!("{workload} {milliseconds}"))?.cpu)
+    let mut slices = Samples::default();
+    for _ in 0..SLICES {
+        let slice = target.batch(&format!("{workload} {}", milliseconds.div_ceil(SLICES)))?;
+        slices.0.push(slice.cpu);
+    }
+    slices.median().context("nothing was measured")
 }
