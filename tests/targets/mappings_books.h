@@ -122,8 +122,11 @@ static char *read_maps(void)
     return text;
 }
 
-/* The next line of the text: what it maps, and whether the program's own heap or stack, which grow. */
-static char *next_mapping(char *text, struct range *range, bool *grows)
+/*
+ * The next line of the text: what it maps, and whether that is nobody's: the program's own heap or stack, which grow, or
+ * what the kernel maps for the probes of a tracer.
+ */
+static char *next_mapping(char *text, struct range *range, bool *is_nobodys)
 {
     if (*text == '\0')
         return NULL;
@@ -131,15 +134,15 @@ static char *next_mapping(char *text, struct range *range, bool *grows)
     *end = '\0';
     if (sscanf(text, "%lx-%lx", &range->begin, &range->end) != 2)
         fail("cannot parse /proc/self/maps");
-    *grows = strstr(text, "[heap]") != NULL || strstr(text, "[stack]") != NULL;
+    *is_nobodys = strstr(text, "[heap]") != NULL || strstr(text, "[stack]") != NULL || strstr(text, "[uprobes") != NULL;
     return end + 1;
 }
 
 static void open_books(void)
 {
     struct range range;
-    bool grows;
-    for (char *text = read_maps(); (text = next_mapping(text, &range, &grows)) != NULL;) {
+    bool is_nobodys;
+    for (char *text = read_maps(); (text = next_mapping(text, &range, &is_nobodys)) != NULL;) {
         if (own_count == OWN_RANGES)
             fail("there are too many mappings to begin with");
         own_ranges[own_count++] = range;
@@ -182,15 +185,15 @@ static void check_seen(uintptr_t address, struct page *page)
 static void check_books(void)
 {
     struct range range;
-    bool grows;
-    for (char *text = read_maps(); (text = next_mapping(text, &range, &grows)) != NULL;) {
+    bool is_nobodys;
+    for (char *text = read_maps(); (text = next_mapping(text, &range, &is_nobodys)) != NULL;) {
         if (range.begin >> 47 != 0)
             continue; /* [vsyscall] */
         for (uintptr_t at = range.begin; at < range.end; at += PAGE) {
             struct page *page = page_at(at);
             if (page->holder != 0)
                 page->flags |= SEEN;
-            else if (!grows && !is_own(at))
+            else if (!is_nobodys && !is_own(at))
                 complain("mapped, but not in the books", at, page);
         }
     }
