@@ -10,6 +10,8 @@ pub mod family;
 pub mod gdb;
 pub mod ground;
 pub mod kernel;
+pub mod mapping_books;
+pub mod mmap_profile;
 pub mod net;
 pub mod profile;
 pub mod serial;

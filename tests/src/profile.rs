@@ -113,25 +113,16 @@ impl Heap {
 
     fn flatten(profile: &pprof::Profile) -> Result<Self> {
         let strings = Strings(&profile.string_table);
-        strings.check_sample_types(&profile.sample_type)?;
-        let functions: HashMap<u64, &pprof::Function> = profile.function.iter().map(|f| (f.id, f)).collect();
-        let mut locations = HashMap::new();
-        for location in &profile.location {
-            locations.insert(location.id, strings.frames(location, &functions)?);
-        }
+        strings.check_sample_types(&profile.sample_type, &SAMPLE_TYPES)?;
+        let locations = strings.locations(profile)?;
         let stacks = profile
             .sample
             .iter()
             .map(|sample| stack(sample, &locations, &strings))
             .collect::<Result<_>>()?;
-        let comments = profile
-            .comment
-            .iter()
-            .map(|index| strings.get(*index))
-            .collect::<Result<_>>()?;
         Ok(Self {
             stacks,
-            comments,
+            comments: strings.comments(profile)?,
             default_sample_type: strings.get(profile.default_sample_type)?,
             period: profile.period,
             time_nanos: profile.time_nanos,
@@ -174,31 +165,16 @@ impl Heap {
     }
 }
 
-fn stack(
-    sample: &pprof::Sample,
-    locations: &HashMap<u64, Vec<Frame>>,
-    strings: &Strings<'_>,
-) -> Result<Stack> {
-    let mut labels = Vec::new();
-    for label in &sample.label {
-        labels.push((strings.get(label.key)?, strings.get(label.str)?));
-    }
-    let inherited = labels
+fn stack(sample: &pprof::Sample, locations: &Locations, strings: &Strings<'_>) -> Result<Stack> {
+    let inherited = strings
+        .labels(sample)?
         .iter()
         .any(|(key, value)| (key.as_str(), value.as_str()) == INHERITED);
     let [alloc_objects, alloc_bytes, inuse_objects, inuse_bytes] = sample.value[..] else {
         bail!("a sample has {} values instead of 4", sample.value.len());
     };
-    let mut frames = Vec::new();
-    for id in &sample.location_id {
-        frames.extend_from_slice(
-            locations
-                .get(id)
-                .with_context(|| format!("there is no location {id}"))?,
-        );
-    }
     Ok(Stack {
-        frames,
+        frames: frames(sample, locations)?,
         values: Values {
             alloc_objects,
             alloc_bytes,
@@ -209,17 +185,56 @@ fn stack(
     })
 }
 
-struct Strings<'a>(&'a [String]);
+/// The frames of each location, by its id.
+pub(crate) type Locations = HashMap<u64, Vec<Frame>>;
+
+/// The stack of a sample.
+pub(crate) fn frames(sample: &pprof::Sample, locations: &Locations) -> Result<Vec<Frame>> {
+    let mut frames = Vec::new();
+    for id in &sample.location_id {
+        let location = locations.get(id);
+        frames.extend_from_slice(location.with_context(|| format!("there is no location {id}"))?);
+    }
+    Ok(frames)
+}
+
+/// A profile's table of strings, and what is read with it.
+pub(crate) struct Strings<'a>(pub(crate) &'a [String]);
 
 impl Strings<'_> {
-    fn get(&self, index: i64) -> Result<String> {
+    pub(crate) fn get(&self, index: i64) -> Result<String> {
         let string = usize::try_from(index).ok().and_then(|index| self.0.get(index));
         Ok(string
             .with_context(|| format!("there is no string {index}"))?
             .clone())
     }
 
-    fn check_sample_types(&self, types: &[pprof::ValueType]) -> Result<()> {
+    /// The keys and values of a sample's labels.
+    pub(crate) fn labels(&self, sample: &pprof::Sample) -> Result<Vec<(String, String)>> {
+        let labels = sample.label.iter();
+        labels
+            .map(|label| Ok((self.get(label.key)?, self.get(label.str)?)))
+            .collect()
+    }
+
+    pub(crate) fn comments(&self, profile: &pprof::Profile) -> Result<Vec<String>> {
+        profile.comment.iter().map(|index| self.get(*index)).collect()
+    }
+
+    pub(crate) fn locations(&self, profile: &pprof::Profile) -> Result<Locations> {
+        let functions: HashMap<u64, &pprof::Function> = profile.function.iter().map(|f| (f.id, f)).collect();
+        let locations = profile.location.iter();
+        locations
+            .map(|location| Ok((location.id, self.frames(location, &functions)?)))
+            .collect()
+    }
+
+    /// Insists on these types, in this order.
+    pub(crate) fn check_sample_types(
+        &self,
+        types: &[pprof::ValueType],
+        expected: &[(&str, &str)],
+    ) -> Result<()> {
         let mut found = Vec::new();
         for value_type in types {
             found.push((self.get(value_type.r#type)?, self.get(value_type.unit)?));
@@ -227,7 +242,7 @@ impl Strings<'_> {
         if !found
             .iter()
             .map(|(name, unit)| (name.as_str(), unit.as_str()))
-            .eq(SAMPLE_TYPES)
+            .eq(expected.iter().copied())
         {
             bail!("the sample types are {found:?}");
         }

@@ -103,14 +103,19 @@ impl Memtrace {
         self.child.is_running()
     }
 
-    /// Waits until memtrace has written the file, as after SIGUSR1, and reads it.
+    /// Waits until memtrace has written the heap profile of this name, as after SIGUSR1, and reads it.
     pub fn snapshot(&self, name: &str) -> Result<Heap> {
+        self.profile(name, Heap::read)
+    }
+
+    /// As [`Self::snapshot`], of any profile: `read` fails as long as the file is not whole.
+    pub fn profile<T>(&self, name: &str, read: impl Fn(&Path) -> Result<T>) -> Result<T> {
         let path = output(&self.directory).join(name);
         let deadline = std::time::Instant::now() + PATIENCE;
         loop {
             // A file that is still being written does not decode.
-            match Heap::read(&path) {
-                Ok(heap) => return Ok(heap),
+            match read(&path) {
+                Ok(profile) => return Ok(profile),
                 Err(error) if std::time::Instant::now() > deadline => return Err(error),
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
@@ -137,11 +142,17 @@ impl Memtrace {
 impl Outcome {
     /// Insists on exit code 0 and a heap profile.
     pub fn succeeded(self) -> Result<(Heap, Self)> {
+        self.check_code()?;
+        let heap = Heap::read(&self.output().join("heap.pb.gz"))?;
+        Ok((heap, self))
+    }
+
+    /// Insists on exit code 0.
+    pub fn check_code(&self) -> Result<()> {
         if self.code != Some(0) {
             bail!("memtrace ended with {:?}:\n{}", self.code, self.stderr);
         }
-        let heap = Heap::read(&self.output().join("heap.pb.gz"))?;
-        Ok((heap, self))
+        Ok(())
     }
 
     /// The heap profiles of the processes beside the first.
