@@ -99,6 +99,9 @@ fn a_target_that_ends() -> Result<()> {
     let mut target = Target::start(&mappings().path()?, 4)?;
     let memtrace = Memtrace::attach(target.pid(), &MAPPINGS_ONLY)?;
     let books = target.go(20_000, 7)?;
+    // No call tells by how much a stack grew (`MAP_GROWSDOWN`): that is known from when it was last looked at.
+    memtrace.signal(libc::SIGUSR1)?;
+    memtrace.profile("mmap-0001.pb.gz", Mappings::read)?;
     target.exit()?;
     let outcome = memtrace.finish(PATIENCE)?;
     outcome.check_code()?;

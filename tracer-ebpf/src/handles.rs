@@ -190,7 +190,7 @@ pub struct MapEvent {
     pub begin: u64,
     /// Bytes, a multiple of the page size; 0 if the call does not tell (`shmat`, `shmdt`).
     pub length: u64,
-    /// [`MapEventKind::Mapped`] by `mremap`: where it was before (virtual address).
+    /// [`MapEventKind::Mapped`] by `mremap`: where it was before (virtual address). By `shmat`: which segment.
     pub source: u64,
     /// A [`MapEventKind`].
     pub kind: u32,
@@ -204,10 +204,8 @@ pub struct MapEvent {
     pub thread: u32,
     /// A [`MappingKind`], or [`MappingKind::MOVED`].
     pub mapping: u8,
-    /// 1 if the thread was in a call of the allocator.
-    pub in_allocator: u8,
     /// Padding.
-    pub _pad: u16,
+    pub _pad: [u8; 3],
 }
 
 const _: () = assert!(size_of::<MapEvent>() == 56);
@@ -282,6 +280,10 @@ pub struct Offsets {
     pub known: u32,
     /// `task_struct.files`.
     pub task_files: u32,
+    /// `task_struct.signal`.
+    pub task_signal: u32,
+    /// `signal_struct.flags`.
+    pub signal_flags: u32,
     /// `files_struct.fdt`.
     pub files_fdt: u32,
     /// `fdtable.max_fds`.
@@ -310,6 +312,12 @@ pub struct Offsets {
     pub request_opcode: u32,
     /// `io_close.fd`, of a request that closes.
     pub close_fd: u32,
+    /// `vm_area_struct.vm_start`.
+    pub vma_start: u32,
+    /// `vm_area_struct.vm_end`.
+    pub vma_end: u32,
+    /// `vm_area_struct.vm_file`.
+    pub vma_file: u32,
 }
 
 /// Bits of [`super::layout::Control::classes`]: what is traced.

@@ -480,6 +480,8 @@ pub mod tail {
     pub const BOOK_REQUEST: u32 = 4;
     /// As [`BOOK_CALL`], of `clone`.
     pub const BOOK_CLONE: u32 = 5;
+    /// Asks how long a mapping is of which the call does not tell, then goes to [`BOOK_CALL`].
+    pub const MEASURE: u32 = 6;
     /// How many places there are.
-    pub const COUNT: u32 = 6;
+    pub const COUNT: u32 = 7;
 }

@@ -1,4 +1,4 @@
-//! What the kernel knows of the current thread's descriptors, read at the offsets that its BTF gives.
+//! What the kernel knows of the current thread and its descriptors, read at the offsets that its BTF gives.
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
 use memtrace_ebpf::handles::{FdKind, Offsets};
@@ -36,6 +36,20 @@ pub fn table_users() -> u32 {
     files(offsets)
         .and_then(|files| read::<u32>(files, 0))
         .unwrap_or(1)
+}
+
+/// Whether every thread of the current process is about to end; false if that is not known.
+#[inline(always)]
+pub fn is_process_ending() -> bool {
+    /// `SIGNAL_GROUP_EXIT` (`include/linux/sched/signal.h`).
+    const SIGNAL_GROUP_EXIT: u32 = 4;
+    let flags = offsets().and_then(|offsets| {
+        // SAFETY: the helper has no preconditions.
+        let task = unsafe { bpf_get_current_task() };
+        let signal: u64 = read(task, offsets.task_signal)?;
+        read::<u32>(signal, offsets.signal_flags)
+    });
+    flags.is_some_and(|flags| flags & SIGNAL_GROUP_EXIT != 0)
 }
 
 /// Whether a number is open in the current thread's descriptor table; true if that is not known.

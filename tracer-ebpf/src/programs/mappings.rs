@@ -121,8 +121,8 @@ pub fn book(action: u8, call: Call, member: &Member, thread: &mut Thread, contro
     let (length, flags) = match action {
         action::MMAP => (whole(call.second(), call.fourth()), call.fourth()),
         action::MREMAP => (pages(call.third()), 0),
-        // `shmat` does not say how long it is: user space asks.
-        action::SHMAT => (0, 0),
+        // The call does not tell; if the kernel did not either, user space asks.
+        action::SHMAT => (thread.size, 0),
         _ => return book_break(call, member, thread),
     };
     if control.classes & classes::GROWTH != 0 {
@@ -145,12 +145,11 @@ pub fn book(action: u8, call: Call, member: &Member, thread: &mut Thread, contro
     let event = MapEvent {
         begin: call.result as u64,
         length,
-        source: if action == action::MREMAP { call.first() } else { 0 },
+        source: if action == action::MMAP { 0 } else { call.first() },
         kind: MapEventKind::Mapped as u32,
         stack,
         flags: flags as u32,
         mapping,
-        in_allocator: u8::from(thread.depth != 0),
         ..event(member, super::ids().1)
     };
     send(&event);
@@ -175,13 +174,13 @@ pub fn book_thread(action: u8, call: Call, member: &Member, thread: &mut Thread,
     send(&event);
 }
 
-/// A thread ended.
+/// A thread ended. When the whole process does, its threads' stacks end with it.
 #[inline(always)]
 pub fn thread_ended(member: &Member, tid: u32) {
     let is_wanted = maps::CONTROL
         .get(0)
         .is_some_and(|control| control.enabled != 0 && control.classes & classes::MAPPING != 0);
-    if is_wanted && member.space != NO_SPACE {
+    if is_wanted && member.space != NO_SPACE && !files::is_process_ending() {
         let event = MapEvent {
             kind: MapEventKind::ThreadEnded as u32,
             ..event(member, tid)

@@ -9,6 +9,7 @@
 //! other program may get a private stack per CPU (`kernel/bpf/verifier.c`, `bpf_enable_priv_stack`), which preempted
 //! uprobe programs corrupt.
 
+mod areas;
 mod atomic;
 mod calls;
 mod fds;

@@ -311,6 +311,10 @@ fn call_left(ctx: RawTracePointContext) -> i32 {
     let ids = (member.stacks, tid);
     let book = match action {
         action::CLONE | action::CLONE3 => tail::BOOK_CLONE,
+        action::SHMAT => {
+            thread.size = 0;
+            tail::MEASURE
+        }
         _ => tail::BOOK_CALL,
     };
     stack::find_in_kernel(&ctx, call.start(), control, ids, thread, book);

@@ -43,6 +43,8 @@ fn find(btf: &Btf) -> Option<Offsets> {
     Some(Offsets {
         known: 1,
         task_files: of("task_struct", "files")?,
+        task_signal: of("task_struct", "signal")?,
+        signal_flags: of("signal_struct", "flags")?,
         files_fdt: of("files_struct", "fdt")?,
         fdt_max: of("fdtable", "max_fds")?,
         fdt_fd: of("fdtable", "fd")?,
@@ -57,6 +59,9 @@ fn find(btf: &Btf) -> Option<Offsets> {
         sock_protocol: of("sock", "sk_protocol")?,
         request_opcode: of("io_kiocb", "opcode").unwrap_or(0),
         close_fd: of("io_close", "fd").unwrap_or(0),
+        vma_start: of("vm_area_struct", "vm_start")?,
+        vma_end: of("vm_area_struct", "vm_end")?,
+        vma_file: of("vm_area_struct", "vm_file")?,
     })
 }
 

@@ -136,18 +136,7 @@ impl Programs {
             tails.push(fill_tails::<TracePoint>(&mut ebpf, "FORK_TAILS", &inherit)?);
         }
         if classes & !classes::HEAP != 0 {
-            let in_kernel = [
-                (tail::WALK, "walk_in_kernel"),
-                (tail::BOOK_CALL, "book_call"),
-                (tail::BOOK_CLONE, "book_call"),
-                (tail::BOOK_TOUCH, "book_touch"),
-                (tail::BOOK_REQUEST, "book_request"),
-            ];
-            tails.push(fill_tails::<RawTracePoint>(
-                &mut ebpf,
-                "KERNEL_TAILS",
-                &in_kernel,
-            )?);
+            tails.push(fill_kernel_tails(&mut ebpf)?);
         }
         let attacher = if follow {
             Attacher::following().map_err(|source| KernelError::Event {
@@ -503,6 +492,27 @@ where
         let fd = load_tail::<P>(ebpf, name)?;
         tails.set(index, &fd, 0).map_err(unusable)?;
     }
+    Ok(tails)
+}
+
+/// Those for threads that are in the kernel.
+fn fill_kernel_tails(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, KernelError> {
+    let name = "KERNEL_TAILS";
+    let always = [
+        (tail::WALK, "walk_in_kernel"),
+        (tail::BOOK_CALL, "book_call"),
+        (tail::BOOK_CLONE, "book_call"),
+        (tail::BOOK_TOUCH, "book_touch"),
+        (tail::BOOK_REQUEST, "book_request"),
+    ];
+    let mut tails = fill_tails::<RawTracePoint>(ebpf, name, &always)?;
+    // Linux before 5.17 does not have the helper: the next program does without.
+    let measure = load_tail::<RawTracePoint>(ebpf, "measure").or_else(|error| {
+        log::info!("{error}");
+        load_tail::<RawTracePoint>(ebpf, "book_call")
+    })?;
+    let set = tails.set(tail::MEASURE, &measure, 0);
+    set.map_err(|source| KernelError::Map { name, source })?;
     Ok(tails)
 }
 

@@ -27,6 +27,7 @@ mod image;
 mod inner;
 mod kernel_rules;
 mod names;
+mod own_code;
 mod prefix;
 mod reentry;
 mod verify;
@@ -218,10 +219,7 @@ pub fn plan_with_prefixes<'d, R: ReadRef<'d>>(
     for (name, _, refusal) in &definitions.refused {
         refused.add([name.as_str()], refusal);
     }
-    let code = definitions.found.values();
-    plan.allocator_code = code
-        .map(|definition| definition.address..definition.address.saturating_add(definition.size))
-        .collect();
+    plan.allocator_code = own_code::of_allocator(&image, &definitions);
     let mut sites = Vec::new();
     for definition in definitions.found.values() {
         match plan_site(&image, definition, live) {

@@ -11,6 +11,8 @@ use memtrace_ebpf::{
     unwind::frame,
 };
 
+use procfs::{FromRead as _, SharedMemorySegments, Shm};
+
 use super::{
     Tracer,
     fds::now,
@@ -22,6 +24,11 @@ use crate::{
     snapshot::{Holdings, MemorySummary},
     target::{Pagemap, Process, Residency, Vma},
 };
+
+/// Bytes in a page.
+const PAGE: u64 = 4096;
+/// The segments of System V's shared memory (`ipc/shm.c`).
+const SEGMENTS: &str = "/proc/sysvipc/shm";
 
 /// What a snapshot says of mappings.
 pub(super) struct MapReport {
@@ -40,7 +47,11 @@ impl Tracer {
                     self.mapped.insert(event.space, child);
                     continue;
                 }
-                MapEventKind::Mapped if event.length == 0 => event.length = self.length_of(&event),
+                MapEventKind::Mapped if event.length == 0 => {
+                    event.length = self.length_of(&event);
+                    let books = self.mapped.entry(event.space).or_default();
+                    books.add_made(event.stack, event.length);
+                }
                 MapEventKind::Unmapping if event.length == 0 => {
                     let books = self.mapped.get(&event.space);
                     event.length = books.map_or(0, |books| books.length_at(event.begin));
@@ -51,12 +62,28 @@ impl Tracer {
         }
     }
 
-    /// How long the mapping is that a call made which does not say (`shmat`).
-    fn length_of(&self, event: &MapEvent) -> u64 {
+    /// How long the mapping is that `shmat` made, which does not say, where the kernel was too busy to tell the programs.
+    fn length_of(&mut self, event: &MapEvent) -> u64 {
+        if let Some(&known) = self.segments.get(&event.source) {
+            return known;
+        }
         let process = self
             .spaces
             .get(&event.space)
-            .and_then(|space| space.process.as_ref());
+            .and_then(|space| space.process.clone());
+        // Another namespace has other segments by the same ids.
+        let is_ours = process
+            .as_ref()
+            .is_some_and(|process| process.shares_namespace("ipc"));
+        let segments = is_ours
+            .then(|| SharedMemorySegments::from_file(SEGMENTS).ok())
+            .flatten();
+        let is_it = |segment: &&Shm| segment.shmid == event.source;
+        if let Some(segment) = segments.as_ref().and_then(|all| all.0.iter().find(is_it)) {
+            let length = segment.size.next_multiple_of(PAGE);
+            self.segments.insert(event.source, length);
+            return length;
+        }
         let maps = process.and_then(|process| process.memory_maps().ok());
         let made = maps.iter().flatten().find(|map| map.address.0 == event.begin);
         made.map_or(0, |map| map.address.1 - map.address.0)

@@ -93,6 +93,8 @@ pub struct Tracer {
     pub(super) sees_io_uring: bool,
     /// The mappings of each address space.
     pub(super) mapped: HashMap<u32, MappedBooks>,
+    /// How long segments of System V's shared memory are (bytes), by their ids, which are not used again soon.
+    pub(super) segments: HashMap<u64, u64>,
 }
 
 impl Tracer {
@@ -134,6 +136,7 @@ impl Tracer {
             look_at_ends: None,
             sees_io_uring: true,
             mapped: HashMap::new(),
+            segments: HashMap::new(),
         };
         space.layout = tracer.files.new_layout();
         tracer

@@ -176,6 +176,13 @@ impl Process {
         auxv.is_ok_and(|auxv| auxv.get(&AT_BASE).is_some_and(|&base| base != 0))
     }
 
+    /// Whether memtrace is in the same namespace of this kind (`ipc`, `net`, …) as the process; false if that cannot be told.
+    pub fn shares_namespace(&self, kind: &str) -> bool {
+        let of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/{kind}")).ok();
+        let own = of("self");
+        own.is_some() && own == of(&self.anchor().to_string())
+    }
+
     /// Whether it maps a file with this in its path.
     pub fn maps_file_with(&self, name: &str) -> bool {
         let maps = self.memory_maps().unwrap_or_default();

@@ -55,8 +55,7 @@ type Key = (Owner, MappingKind, bool, bool);
 impl Survey {
     /// Whether the heap profile has what this account has.
     pub(super) fn is_heap(&self, account: &Account, is_allocator: &dyn Fn(u32) -> bool) -> bool {
-        let by_stack = |stack: u32| self.allocator_stacks.contains(&stack) || is_allocator(stack);
-        account.in_allocator || matches!(account.owner, Owner::Stack(stack) if by_stack(stack))
+        matches!(account.owner, Owner::Stack(stack) if is_allocator(stack))
     }
 
     /// The mappings by who made them, without those of allocators, of `brk`, of the first thread's stack and of the kernel.
@@ -105,7 +104,8 @@ impl Survey {
     /// The bytes that a stack mapped, by kind.
     fn made(&self, stack: &MapStack) -> Vec<(MappingKind, u64)> {
         if let Some(kind) = stack.kind {
-            return vec![(kind, stack.mapped_bytes)];
+            let unbooked = self.unbooked.get(&stack.id).copied().unwrap_or(0);
+            return vec![(kind, stack.mapped_bytes + unbooked)];
         }
         let moved = self.moved.get(&stack.id).copied().unwrap_or_default();
         let kinds = moved.into_iter().zip(0..);

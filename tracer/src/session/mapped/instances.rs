@@ -37,8 +37,6 @@ pub struct Account {
     pub cached: bool,
     /// Whether it is from before the fork that made the process.
     pub inherited: bool,
-    /// Whether an allocator mapped it: it is part of the heap.
-    pub in_allocator: bool,
 }
 
 impl Account {
@@ -49,7 +47,6 @@ impl Account {
             kind,
             cached: false,
             inherited: false,
-            in_allocator: false,
         }
     }
 }
@@ -77,10 +74,8 @@ pub(super) struct Instance {
 impl Instance {
     /// What an event says.
     pub fn mapped(event: &MapEvent) -> Self {
-        let mut account = Account::of(Owner::Stack(event.stack), MappingKind::from_u8(event.mapping));
-        account.in_allocator = event.in_allocator != 0;
         Self {
-            account,
+            account: Account::of(Owner::Stack(event.stack), MappingKind::from_u8(event.mapping)),
             born: event.time,
             grows_down: event.flags & libc::MAP_GROWSDOWN as u32 != 0,
             user: 0,

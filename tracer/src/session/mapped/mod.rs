@@ -38,10 +38,10 @@ pub struct MappedBooks {
     /// By thread: what its last event began to unmap.
     leaving: HashMap<u32, Leaving>,
     threads: Threads,
-    /// Stacks that mapped in calls of an allocator.
-    allocator_stacks: HashSet<u32>,
     /// Bytes that `mremap` moved, by its stack and by kind: only what was there before tells the kind.
     moved: HashMap<u32, [u64; 4]>,
+    /// Bytes that the kernel's books do not have, by stack: growth by touching (`MAP_GROWSDOWN`), and what a call did not tell.
+    unbooked: HashMap<u32, u64>,
     /// What was logged before [`MappedBooks::seed`]; `None` since then.
     waiting: Option<Vec<Waiting>>,
     /// What was changed since the areas are read; `None` while they are not.
@@ -96,8 +96,8 @@ impl MappedBooks {
             instances: Instances::default(),
             leaving: HashMap::new(),
             threads: Threads::default(),
-            allocator_stacks: HashSet::new(),
             moved: HashMap::new(),
+            unbooked: HashMap::new(),
             waiting: Some(Vec::new()),
             reading: None,
             missed: Missed::default(),
@@ -138,22 +138,23 @@ impl MappedBooks {
             return;
         }
         self.note_change(event.time, &range);
-        if event.in_allocator != 0 {
-            self.allocator_stacks.insert(event.stack);
-        } else if !self.allocator_stacks.is_empty() {
-            // Indices of stacks are used again.
-            self.allocator_stacks.remove(&event.stack);
-        }
         self.put(range, instance);
     }
 
     /// The kind of what a thread has just moved.
     fn kind_before(&self, event: &MapEvent) -> MappingKind {
+        // What the thread unmapped before is another matter.
         let leaving = self.leaving.get(&event.thread);
+        let leaving = leaving.filter(|leaving| leaving.range.start == event.source);
         let moved = leaving.and_then(|leaving| leaving.pieces.first()).copied();
         let piece = moved.or_else(|| self.map.get(event.source));
         let instance = piece.and_then(|piece| self.instances.get(piece.value));
         instance.map_or(MappingKind::Anon, |instance| instance.account.kind)
+    }
+
+    /// Counts bytes that a stack mapped and that the kernel could not count.
+    pub fn add_made(&mut self, stack: u32, bytes: u64) {
+        *self.unbooked.entry(stack).or_default() += bytes;
     }
 
     /// How long the mapping is that begins here (bytes), as far as one call made it; for `shmdt`, which does not say.
@@ -255,6 +256,7 @@ impl MappedBooks {
         }
         self.threads = Threads::default();
         self.moved = HashMap::new();
+        self.unbooked = HashMap::new();
     }
 
     /// Call this before the areas are read for [`MappedBooks::survey`], with the time: what the log says of later

@@ -34,10 +34,10 @@ pub struct Survey {
     pub accounts: HashMap<Account, Balance>,
     /// What the books alone say, for comparison with earlier ones.
     pub(super) held: Held,
-    /// Stacks that mapped in calls of an allocator.
-    pub(super) allocator_stacks: HashSet<u32>,
     /// See [`MappedBooks`].
     pub(super) moved: HashMap<u32, [u64; 4]>,
+    /// As above.
+    pub(super) unbooked: HashMap<u32, u64>,
     pub(super) missed: Missed,
     /// Whether some of [`Balance::resident`] are estimates.
     pub(super) estimated: bool,
@@ -71,6 +71,7 @@ impl MappedBooks {
         let mut survey = Survey::default();
         if let Some(vmas) = vmas {
             for vma in vmas {
+                self.extend_down(vma, &changed);
                 let parts = self.parts(vma, &changed);
                 survey.read(vma, &parts, resident);
                 survey.swap += vma.swap;
@@ -85,10 +86,36 @@ impl MappedBooks {
             }
         }
         survey.held = self.held();
-        survey.allocator_stacks.clone_from(&self.allocator_stacks);
         survey.moved.clone_from(&self.moved);
+        survey.unbooked.clone_from(&self.unbooked);
         survey.missed = self.missed;
         survey
+    }
+
+    /// What a mapping with `MAP_GROWSDOWN` grew by when it was touched belongs to it. No call tells of it.
+    fn extend_down(&mut self, vma: &Vma, changed: &IntervalMap<()>) {
+        let first = self.map.overlapping(vma.begin..vma.end).next();
+        let Some(first) = first.filter(|_| vma.grows_down) else {
+            return;
+        };
+        let gap = vma.begin..first.begin;
+        let is_new = changed.overlapping(gap.clone()).next().is_some();
+        let Some(instance) = self
+            .instances
+            .get(first.value)
+            .filter(|instance| instance.grows_down)
+        else {
+            return;
+        };
+        if gap.is_empty() || is_new {
+            return;
+        }
+        let owner = instance.account.owner;
+        let bytes = self.map.fill(gap, first.value);
+        self.instances.change(first.value, bytes as i64, 0);
+        if let Owner::Stack(stack) = owner {
+            self.add_made(stack, bytes);
+        }
     }
 
     /// Whose an area is, part by part.
@@ -105,11 +132,7 @@ impl MappedBooks {
                 account: instance.account,
                 slot: Some(piece.value),
             };
-            if instance.grows_down && vma.grows_down && !gap.is_empty() {
-                parts.push(part(gap));
-            } else {
-                unowned(vma, gap, changed, &mut parts);
-            }
+            unowned(vma, gap, changed, &mut parts);
             parts.push(part(piece.begin..piece.end));
             next = piece.end;
         }

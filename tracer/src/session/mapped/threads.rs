@@ -63,8 +63,7 @@ impl MappedBooks {
             MappingKind::Anon => piece.end - event.begin <= TOP,
             MappingKind::File | MappingKind::Shared => false,
         };
-        // A stack in a block of the heap is the heap's.
-        if !is_stack || account.in_allocator {
+        if !is_stack {
             return;
         }
         account.owner = Owner::Stack(event.stack);

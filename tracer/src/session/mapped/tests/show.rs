@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use memtrace_ebpf::{
-    handles::{MapEvent, MappingKind},
-    layout::EndReason,
-};
+use memtrace_ebpf::{handles::MappingKind, layout::EndReason};
 
 use super::{
     super::{HeapState, HoldingsInput, MapStack, MappedBooks},
@@ -34,7 +31,7 @@ fn stack(id: u32, kind: MappingKind, pages: u64) -> MapStack {
 fn input<'a>(stacks: &'a [MapStack], now: u64) -> HoldingsInput<'a> {
     HoldingsInput {
         stacks,
-        is_allocator: &|id| id == 99,
+        is_allocator: &|id| id == 99 || id == 4,
         now,
         earlier: None,
     }
@@ -66,10 +63,6 @@ fn brief(holdings: &Holdings) -> Vec<Brief> {
 
 #[test]
 fn holders_are_by_stack_kind_and_use() {
-    let block = MapEvent {
-        in_allocator: 1,
-        ..mapped(4, ANON, 40..44)
-    };
     let mut books = books(
         &[named("/bin/server", 0..4)],
         &[
@@ -80,7 +73,7 @@ fn holders_are_by_stack_kind_and_use() {
             mapped(2, STACK, 30..35),
             started(8, 3, 35),
             ended(8),
-            block,
+            mapped(4, ANON, 40..44),
             mapped(99, ANON, 50..51),
             mapped(77, ANON, 60..61),
             unmapping(11..12),
@@ -207,15 +200,11 @@ fn everything() -> (MappedBooks, Vec<Vma>) {
         named("[vdso]", 90..92),
         named("[stack]", 100..104),
     ];
-    let block = MapEvent {
-        in_allocator: 1,
-        ..mapped(1, ANON, 20..25)
-    };
     let before = [vmas[0].clone(), vmas[1].clone(), vmas[7].clone()];
     let books = books(
         &before,
         &[
-            block,
+            mapped(1, ANON, 20..25),
             mapped(2, ANON, 30..34),
             mapped(3, STACK, 40..42),
             mapped(4, MappingKind::Shared, 50..53),
@@ -228,7 +217,7 @@ fn everything() -> (MappedBooks, Vec<Vma>) {
 fn summary(heap: &HeapState, rss: u64) -> MemorySummary {
     let (mut books, vmas) = everything();
     let survey = books.survey(Some(&vmas), &mut all_resident);
-    let summary = survey.summary(rss * PAGE, heap, &|_| false);
+    let summary = survey.summary(rss * PAGE, heap, &|stack| stack == 1);
     let sum: u64 = summary.parts.iter().map(|part| part.bytes).sum();
     assert_eq!(sum, rss * PAGE);
     assert!(summary.parts.iter().all(|part| part.bytes > 0));

@@ -59,10 +59,6 @@ fn an_end_may_come_before_the_beginning() {
 
 #[test]
 fn memory_that_only_holds_a_stack_is_not_one() {
-    let block = MapEvent {
-        in_allocator: 1,
-        ..mapped(1, ANON, 100..110)
-    };
     let books = books(
         &[],
         &[
@@ -70,8 +66,6 @@ fn memory_that_only_holds_a_stack_is_not_one() {
             started(7, 2, 20),
             mapped(1, ANON, 60..90),
             started(8, 2, 89),
-            block,
-            started(9, 2, 110),
             mapped(1, MappingKind::Shared, 120..130),
             started(10, 2, 130),
             started(11, 2, 500),
@@ -79,7 +73,6 @@ fn memory_that_only_holds_a_stack_is_not_one() {
     );
     assert_eq!(brief(&books, 0), (Owner::Stack(1), ANON, false), "an arena");
     assert_eq!(brief(&books, 60), (Owner::Stack(2), STACK, false), "near the end");
-    assert_eq!(brief(&books, 100), (Owner::Stack(1), ANON, false), "of the heap");
     assert_eq!(brief(&books, 120).0, Owner::Stack(1), "shared");
 }
 
