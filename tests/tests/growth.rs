@@ -214,7 +214,7 @@ fn the_parts_of_resident_memory_add_up() -> Result<()> {
         ("heap", 64.0),
         ("mapped since", 32.0),
         ("stack", 2.0),
-        ("file", 16.0),
+        ("files:", 16.0),
     ] {
         let found = memory.of(what) / MIB;
         ensure!(
