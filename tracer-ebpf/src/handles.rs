@@ -294,6 +294,10 @@ pub struct Offsets {
     pub file_inode: u32,
     /// `file.private_data`: of a socket's file, its `socket`.
     pub file_private: u32,
+    /// `file.f_path.dentry`.
+    pub file_dentry: u32,
+    /// `dentry.d_name.name`.
+    pub dentry_name: u32,
     /// `inode.i_mode`.
     pub inode_mode: u32,
     /// `inode.i_sb`.

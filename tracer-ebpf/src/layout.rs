@@ -86,12 +86,13 @@ pub struct Stack {
 }
 
 /// Why a walk stopped. Only [`EndReason::Complete`] reached the outermost frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum EndReason {
     /// The walk goes on.
     Running = 0,
     /// The outermost frame was reached.
+    #[default]
     Complete = 1,
     /// More than [`MAX_FRAMES`] frames.
     TooDeep = 2,
@@ -193,8 +194,10 @@ pub enum Counter {
     PrivateTables = 23,
 }
 
+/// From this index on: descriptors that an io_uring opened without a stack, by [`crate::handles::FdKind`].
+pub const OPENED_BY_IO_URING: usize = 24;
 /// How many counters there are.
-pub const COUNTERS: usize = 24;
+pub const COUNTERS: usize = OPENED_BY_IO_URING + 16;
 /// The address space that [`Counter::ProcessesFull`] and [`Counter::NoticesLost`] are counted for: none.
 pub const NO_SPACE: u32 = 0;
 

@@ -95,6 +95,8 @@ pub fn opens(action: u8, call: Call) -> bool {
             call.first() as u32 as u64 == SECCOMP_SET_MODE_FILTER && call.second() & NEW_LISTENER != 0
         }
         action::SIGNALFD => call.first() as i32 == -1,
+        // With flags it answers questions.
+        action::LANDLOCK => call.third() as u32 == 0,
         action::RECVMSG => control_of(call.second()).1 >= CMSG_DATA,
         _ => true,
     }
@@ -122,7 +124,7 @@ pub fn book(action: u8, call: Call, member: &Member, tid: u32) {
         action::SIGNALFD => {
             book_fd(opened, FdKind::Signalfd as u32);
         }
-        action::SECCOMP => {
+        action::SECCOMP | action::LANDLOCK => {
             book_fd(opened, FdKind::Other as u32);
         }
         action if action >= action::OPENS_KIND => {
@@ -136,8 +138,8 @@ pub fn book(action: u8, call: Call, member: &Member, tid: u32) {
 
 /// Whether a `clone` stored a descriptor of what it made.
 #[inline(always)]
-pub fn makes_pidfd(action: u8, call: Call) -> bool {
-    call.result > 0 && pidfd_place(action, call) != 0
+pub fn makes_pidfd(action: u8, call: Call, table: u32) -> bool {
+    table != NO_TABLE && call.result > 0 && pidfd_place(action, call) != 0
 }
 
 /// Books the descriptor that a `clone` stored.
@@ -193,7 +195,11 @@ pub fn close(table: u32, number: i32) {
 /// `close_range` is entered.
 #[inline(always)]
 pub fn enter_close_range(call: Call, member: &Member, tid: u32) {
-    let flags = call.third();
+    let flags = call.third() as u32 as u64;
+    // The kernel refuses what it does not know (`fs/file.c`, `__do_sys_close_range`).
+    if flags & !(CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC) != 0 {
+        return;
+    }
     if flags & CLOSE_RANGE_UNSHARE != 0 {
         return enter_unshare_of(tid);
     }
@@ -252,14 +258,16 @@ fn leave_unshare_of(member: &Member, tid: u32) {
         return;
     }
     thread.unshares = 0;
-    give_private_table(member, tid, table_of(member, tid));
+    give_private_table(member, ids(), table_of(member, tid));
 }
 
-/// Gives a thread a copy of a descriptor table.
+/// Gives a thread a copy of a descriptor table. Only that of a process's first thread is shown.
 #[inline(always)]
-pub fn give_private_table(member: &Member, tid: u32, from: u32) {
-    let Some(table) = process::new_number() else {
-        return;
+pub fn give_private_table(member: &Member, ids: (u32, u32), from: u32) {
+    let (process, tid) = ids;
+    let table = match process == tid {
+        true => process::new_number().unwrap_or(NO_TABLE),
+        false => NO_TABLE,
     };
     if maps::PRIVATE_TABLES.insert(&tid, &table, BPF_ANY as u64).is_err() {
         return;
@@ -268,8 +276,11 @@ pub fn give_private_table(member: &Member, tid: u32, from: u32) {
         // SAFETY: the pointer is to a word of a map's element.
         unsafe { (*control).private_tables = 1 };
     }
-    count_for(member.stacks, Counter::PrivateTables, 1);
-    copy_table(from, table, member.stacks);
+    if table == NO_TABLE {
+        count_for(member.stacks, Counter::PrivateTables, 1);
+    } else {
+        copy_table(from, table, member.stacks);
+    }
 }
 
 /// Forgets what is in the books of the range that `close_range` closes.
@@ -407,6 +418,10 @@ pub extern "C" fn book_fd(number: u32, kind: u32) -> u32 {
     };
     // SAFETY: the element is this thread's, and no other program runs for it meanwhile.
     let thread = unsafe { &*thread };
+    let table = table_of(&member, tid);
+    if table == NO_TABLE {
+        return 0;
+    }
     let kind = if kind == ASK { files::kind_of(number) } else { kind };
     let stack = stack_of(thread, member.stacks, kind);
     let fd = Fd {
@@ -415,7 +430,7 @@ pub extern "C" fn book_fd(number: u32, kind: u32) -> u32 {
         stack,
         kind,
     };
-    if !put(table_of(&member, tid), number as i32, &fd) {
+    if !put(table, number as i32, &fd) {
         count_for(member.stacks, Counter::FdsFull, 1);
     }
     if stack == OVERFLOW_STACK {

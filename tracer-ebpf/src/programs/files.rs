@@ -21,10 +21,29 @@ const IPPROTO_UDP: u16 = 17;
 const IPPROTO_UDPLITE: u16 = 136;
 const IPPROTO_MPTCP: u16 = 262;
 
-/// `TMPFS_MAGIC`, `HUGETLBFS_MAGIC`, `ANON_INODE_FS_MAGIC` (`include/uapi/linux/magic.h`).
+/// File systems (`include/uapi/linux/magic.h`).
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 const ANON_INODE_FS_MAGIC: u64 = 0x0904_1934;
+const SECRETMEM_MAGIC: u64 = 0x5345_434d;
+const PID_FS_MAGIC: u64 = 0x5049_4446;
+
+/// The beginnings of names that the kernel gives to what has no path (`anon_inode_getfd` and its callers, `mm/memfd.c`), as
+/// the programs read them.
+const fn name(text: &[u8; 8]) -> u64 {
+    u64::from_le_bytes(*text)
+}
+const EVENTFD: u64 = name(b"[eventfd");
+const EPOLL: u64 = name(b"[eventpo");
+const TIMERFD: u64 = name(b"[timerfd");
+const SIGNALFD: u64 = name(b"[signalf");
+const IO_URING: u64 = name(b"[io_urin");
+const PIDFD: u64 = name(b"[pidfd]\0");
+const INOTIFY: u64 = name(b"inotify\0");
+const BPF_MAP: u64 = name(b"bpf-map\0");
+const BPF_PROG: u64 = name(b"bpf-prog");
+const BPF_LINK: u64 = name(b"bpf_link");
+const MEMFD: u64 = name(b"memfd:\0\0") & 0xffff_ffff_ffff;
 
 /// How many processes and threads use the current thread's descriptor table; 1 if that is not known.
 #[inline(always)]
@@ -86,9 +105,40 @@ fn find_kind(number: u32) -> Option<FdKind> {
         S_IFDIR => FdKind::Dir,
         S_IFIFO => FdKind::Pipe,
         S_IFSOCK => return socket_kind(offsets, file),
-        _ if super_magic(offsets, inode) == Some(ANON_INODE_FS_MAGIC) => FdKind::Other,
-        _ => FdKind::File,
+        _ => match super_magic(offsets, inode)? {
+            ANON_INODE_FS_MAGIC => kind_by_name(name_of(offsets, file)?),
+            // Files in /dev/shm are there, too.
+            TMPFS_MAGIC | HUGETLBFS_MAGIC if name_of(offsets, file)? & 0xffff_ffff_ffff == MEMFD => {
+                FdKind::Memfd
+            }
+            SECRETMEM_MAGIC => FdKind::Memfd,
+            PID_FS_MAGIC => FdKind::Pidfd,
+            _ => FdKind::File,
+        },
     })
+}
+
+#[inline(always)]
+fn kind_by_name(name: u64) -> FdKind {
+    match name {
+        EVENTFD => FdKind::Eventfd,
+        EPOLL => FdKind::Epoll,
+        TIMERFD => FdKind::Timerfd,
+        SIGNALFD => FdKind::Signalfd,
+        IO_URING => FdKind::IoUring,
+        PIDFD => FdKind::Pidfd,
+        INOTIFY => FdKind::Inotify,
+        BPF_MAP | BPF_PROG | BPF_LINK => FdKind::Bpf,
+        _ => FdKind::Other,
+    }
+}
+
+/// The first eight bytes of a file's name.
+#[inline(always)]
+fn name_of(offsets: &Offsets, file: u64) -> Option<u64> {
+    let dentry: u64 = read(file, offsets.file_dentry)?;
+    let name: u64 = read(dentry, offsets.dentry_name)?;
+    read(name, 0)
 }
 
 #[inline(always)]

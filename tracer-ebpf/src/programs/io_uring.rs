@@ -11,13 +11,14 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use memtrace_ebpf::{
+    bound::masked,
     handles::{Fd, FdKey, classes, opener},
-    layout::{Counter, Member, tail},
+    layout::{Counter, Member, OPENED_BY_IO_URING, tail},
 };
 
 use super::{
     calls::thread_state,
-    count_for, fds, files, ids, maps,
+    count_at, count_for, fds, files, ids, maps,
     process::member,
     stack::{self, Start, saved},
 };
@@ -71,9 +72,8 @@ fn done(ctx: &RawTracePointContext, request: u64, result: i32) -> i32 {
         CLOSE => {
             // SAFETY: as above.
             let closed = unsafe { bpf_probe_read_kernel(field(offsets.close_fd) as *const i32) };
-            if let Ok(number) = closed
-                && !files::is_open(number as u32)
-            {
+            // It may be open again: better by nobody knows whom than by who opened the one before.
+            if let Ok(number) = closed {
                 fds::close(table, number);
             }
             return 0;
@@ -122,6 +122,11 @@ fn book_without_stack(member: &Member, key: &FdKey) {
     if !fds::put(key.table, key.number, &fd) {
         count_for(member.stacks, Counter::FdsFull, 1);
     }
+    count_at(
+        member.stacks,
+        OPENED_BY_IO_URING + masked::<16>(fd.kind as usize),
+        1,
+    );
 }
 
 /// Books what was opened, once its stack is known.

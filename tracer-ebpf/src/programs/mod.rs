@@ -73,9 +73,15 @@ fn count(counter: Counter, by: u64) {
 
 #[inline(always)]
 fn count_for(space: u32, counter: Counter, by: u64) {
+    count_at(space, counter as usize, by);
+}
+
+/// As [`count_for`], by index, which is less than [`memtrace_ebpf::layout::COUNTERS`].
+#[inline(always)]
+fn count_at(space: u32, index: usize, by: u64) {
     if let Some(ledger) = maps::LEDGERS.get_ptr_mut(&space) {
-        // SAFETY: the pointer is to a word of a map's element.
-        unsafe { atomic::add(&raw mut (*ledger).counters[counter as usize], by) };
+        // SAFETY: the pointer is to a map's element, of which the array is the beginning; the index is below its length.
+        unsafe { atomic::add(ledger.cast::<u64>().add(index), by) };
     }
 }
 

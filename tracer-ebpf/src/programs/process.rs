@@ -76,7 +76,7 @@ fn process_forked(ctx: TracePointContext) -> u32 {
     let table = fds::table_of(&parent, thread);
     if flags & CLONE_THREAD != 0 {
         if !shares_fds {
-            fds::give_private_table(&parent, child, table);
+            fds::give_private_table(&parent, (process, child), table);
         }
         return 0;
     }

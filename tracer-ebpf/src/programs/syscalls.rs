@@ -67,6 +67,8 @@ pub mod action {
     pub const SHMAT: u8 = 21;
     /// `shmdt`.
     pub const SHMDT: u8 = 22;
+    /// `landlock_create_ruleset`.
+    pub const LANDLOCK: u8 = 23;
     /// From here on: opens the descriptor that it returns, of the kind of which this is the value.
     pub const OPENS_KIND: u8 = 0x40;
 }
@@ -79,8 +81,9 @@ static ACTIONS: [u8; CALLS] = actions();
 
 const fn actions() -> [u8; CALLS] {
     use action::{
-        BPF, BRK, CLONE, CLONE3, CLOSE, CLOSE_RANGE, DUPLICATES, DUPLICATES_TO, FCNTL, MMAP, MREMAP, MUNMAP,
-        OPENS, OPENS_KIND, PIPE, RECVMMSG, RECVMSG, SECCOMP, SHMAT, SHMDT, SIGNALFD, SOCKETPAIR, UNSHARE,
+        BPF, BRK, CLONE, CLONE3, CLOSE, CLOSE_RANGE, DUPLICATES, DUPLICATES_TO, FCNTL, LANDLOCK, MMAP,
+        MREMAP, MUNMAP, OPENS, OPENS_KIND, PIPE, RECVMMSG, RECVMSG, SECCOMP, SHMAT, SHMDT, SIGNALFD,
+        SOCKETPAIR, UNSHARE,
     };
     const fn of(kind: FdKind) -> u8 {
         OPENS_KIND + kind as u8
@@ -120,7 +123,7 @@ const fn actions() -> [u8; CALLS] {
         (319, of(FdKind::Memfd)),   // memfd_create
         (434, of(FdKind::Pidfd)),   // pidfd_open
         (425, of(FdKind::IoUring)), // io_uring_setup
-        (240, of(FdKind::Other)),   // mq_open
+        (240, OPENS),               // mq_open
         (298, of(FdKind::Other)),   // perf_event_open
         (300, of(FdKind::Other)),   // fanotify_init
         (323, of(FdKind::Other)),   // userfaultfd
@@ -128,8 +131,8 @@ const fn actions() -> [u8; CALLS] {
         (430, of(FdKind::Other)),   // fsopen
         (432, OPENS),               // fsmount
         (433, of(FdKind::Other)),   // fspick
-        (444, of(FdKind::Other)),   // landlock_create_ruleset
-        (447, of(FdKind::Other)),   // memfd_secret
+        (444, LANDLOCK),
+        (447, of(FdKind::Memfd)), // memfd_secret
         (3, CLOSE),
         (436, CLOSE_RANGE),
         (272, UNSHARE),
@@ -301,7 +304,7 @@ fn call_left(ctx: RawTracePointContext) -> i32 {
             return 0;
         }
         action::BRK if !mappings::grows(call, &member) => return 0,
-        _ if !makes(action, call, &member, control) => return 0,
+        _ if !makes(action, call, &member, tid, control) => return 0,
         _ => {}
     }
     let Some(thread) = thread_state(tid) else {
@@ -329,14 +332,15 @@ fn is_success(result: i64) -> bool {
 
 /// Whether a call that succeeded made something, so that its stack is wanted.
 #[inline(always)]
-fn makes(action: u8, call: Call, member: &Member, control: &Control) -> bool {
+fn makes(action: u8, call: Call, member: &Member, tid: u32, control: &Control) -> bool {
     match action {
         action::BRK => true,
         action::MMAP | action::MREMAP | action::SHMAT => member.space != NO_SPACE,
         action::CLONE | action::CLONE3 => {
-            mappings::makes_thread(action, call, control) || fds::makes_pidfd(action, call)
+            mappings::makes_thread(action, call, control)
+                || fds::makes_pidfd(action, call, fds::table_of(member, tid))
         }
-        _ => member.table != fds::NO_TABLE && fds::opens(action, call),
+        _ => fds::table_of(member, tid) != fds::NO_TABLE && fds::opens(action, call),
     }
 }
 

@@ -6,9 +6,10 @@ use aya::{
     Ebpf,
     maps::{HashMap, MapData},
 };
-use memtrace_ebpf::handles::Class;
+use memtrace_ebpf::handles::{Class, FdKind};
 use memtrace_ebpf::layout::{
-    Block, BlockKey, COUNTERS, Counter, EndReason, FREED, GONE, Ledger, OVERFLOW_STACK, Stack,
+    Block, BlockKey, COUNTERS, Counter, EndReason, FREED, GONE, Ledger, OPENED_BY_IO_URING, OVERFLOW_STACK,
+    Stack,
 };
 
 use super::{
@@ -29,13 +30,27 @@ pub struct RawStack {
 }
 
 /// What was counted for an address space.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Counters([u64; COUNTERS]);
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self([0; COUNTERS])
+    }
+}
 
 impl Counters {
     /// The value of one.
     pub fn get(&self, counter: Counter) -> u64 {
         self.0[counter as usize]
+    }
+
+    /// How many descriptors of a kind an io_uring opened without a stack.
+    pub fn opened_by_io_uring(&self, kind: FdKind) -> u64 {
+        self.0
+            .get(OPENED_BY_IO_URING + kind as usize)
+            .copied()
+            .unwrap_or(0)
     }
 }
 

@@ -19,6 +19,9 @@ pub struct OpenFd {
     pub fd: Fd,
 }
 
+/// How many descriptors are open: by table, then by the index of the stack.
+pub type OpenByStack = std::collections::HashMap<u32, std::collections::HashMap<u32, u64>>;
+
 /// The tables of descriptors.
 #[derive(Debug)]
 pub struct Descriptors {
@@ -58,14 +61,15 @@ impl Descriptors {
         Ok(open)
     }
 
-    /// How many descriptors each stack has open, over all tables.
+    /// How many descriptors each stack has open, by table.
     ///
     /// # Errors
     /// As [`Descriptors::of`].
-    pub fn open_by_stack(&self) -> Result<std::collections::HashMap<u32, u64>, KernelError> {
-        let mut open = std::collections::HashMap::new();
-        self.open
-            .for_each(|_, fd| *open.entry(fd.stack).or_default() += 1)?;
+    pub fn open_by_stack(&self) -> Result<OpenByStack, KernelError> {
+        let mut open = OpenByStack::new();
+        self.open.for_each(|key, fd| {
+            *open.entry(key.table).or_default().entry(fd.stack).or_default() += 1;
+        })?;
         Ok(open)
     }
 

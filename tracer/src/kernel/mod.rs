@@ -26,7 +26,7 @@ use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 pub use attach::Batch;
 pub use books::{Books, Counters, Live, RawStack};
-pub use descriptors::{Descriptors, OpenFd};
+pub use descriptors::{Descriptors, OpenByStack, OpenFd};
 pub use map_events::MapEvents;
 pub use programs::{FIRST_SPACE, Limits, Programs};
 pub use spaces::Spaces;

@@ -50,6 +50,8 @@ fn find(btf: &Btf) -> Option<Offsets> {
         fdt_fd: of("fdtable", "fd")?,
         file_inode: of("file", "f_inode")?,
         file_private: of("file", "private_data")?,
+        file_dentry: of("file", "f_path")? + of("path", "dentry")?,
+        dentry_name: of("dentry", "d_name")? + of("qstr", "name")?,
         inode_mode: of("inode", "i_mode")?,
         inode_super: of("inode", "i_sb")?,
         super_magic: of("super_block", "s_magic")?,

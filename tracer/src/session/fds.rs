@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     kernel::{Counters, KernelError, RawStack},
-    snapshot::{FdDetail, Holdings},
+    snapshot::{FdDetail, Holder, Holdings, Maker},
     target::{Descriptor, Process},
 };
 
@@ -90,16 +90,20 @@ impl Tracer {
             (Some(process), Some(listing)) => Some(process.socket_details(listing)),
             _ => Some(HashMap::new()),
         };
+        let table = self.fd_table_of(space);
         let context = Context {
             stacks: &stacks,
             attached: &space.attached,
-            earlier: self.earlier(space).map(|reading| &reading.open_fds),
+            earlier: self
+                .earlier(space)
+                .and_then(|reading| reading.open_fds.get(&table)),
             now: now(),
             confirmed: doubts.as_ref(),
         };
         let (mut holdings, details) = reconcile(&readings.view(), &context, sockets.as_ref());
         let counters = self.programs.books().counters(space.id);
         holdings.losses.extend(losses(&counters));
+        add_opened_by_io_uring(&mut holdings, &counters);
         if !self.sees_io_uring {
             let note = "This kernel does not tell what an io_uring opens and closes.";
             holdings.notes.push(note.into());
@@ -113,9 +117,15 @@ impl Tracer {
         Ok((holdings, details))
     }
 
+    /// The descriptor table of a process's first thread.
+    fn fd_table_of(&self, space: &Space) -> u32 {
+        let private = self.programs.descriptors_ref().private_table(space.info.pid);
+        private.unwrap_or(space.table)
+    }
+
     fn read_descriptors(&self, space: &Space) -> Result<Readings, KernelError> {
         let books = self.programs.descriptors_ref();
-        let table = books.private_table(space.info.pid).unwrap_or(space.table);
+        let table = self.fd_table_of(space);
         let records = || -> Result<Vec<Record>, KernelError> {
             let open = books.of(table)?;
             let record = |open: &crate::kernel::OpenFd| Record {
@@ -164,6 +174,24 @@ fn fd_stack(stack: RawStack, own: bool) -> FdStack {
         frames: stack.frames,
         end: stack.end,
         own,
+    }
+}
+
+/// Those without a stack have no books but these counters.
+fn add_opened_by_io_uring(holdings: &mut Holdings, counters: &Counters) {
+    for kind in FdKind::ALL {
+        let made = counters.opened_by_io_uring(kind);
+        let is_it = |holder: &&mut Holder| holder.maker == Maker::IoUring && holder.kind == kind.name();
+        match holdings.holders.iter_mut().find(is_it) {
+            Some(holder) => holder.made = made,
+            None if made > 0 => holdings.holders.push(Holder {
+                kind: kind.name(),
+                maker: Maker::IoUring,
+                made,
+                ..Holder::default()
+            }),
+            None => {}
+        }
     }
 }
 

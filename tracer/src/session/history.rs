@@ -1,8 +1,9 @@
 //! Earlier readings, so that a leak can be told from a start that has come to rest.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use super::mmaps::Mapped;
+use crate::kernel::OpenByStack;
 
 /// The live bytes of every stack at one moment.
 #[derive(Debug)]
@@ -11,8 +12,8 @@ pub struct Reading {
     pub at: Duration,
     /// Live bytes by stack index.
     pub live_bytes: Vec<u64>,
-    /// Open descriptors by stack index.
-    pub open_fds: HashMap<u32, u64>,
+    /// Open descriptors.
+    pub open_fds: OpenByStack,
     /// Mapped bytes.
     pub mapped: Mapped,
 }
@@ -59,7 +60,7 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, HashMap, History, Reading};
+    use super::{Duration, History, Mapped, OpenByStack, Reading};
 
     #[test]
     fn there_is_a_reading_in_the_second_quarter() {
@@ -70,8 +71,8 @@ mod tests {
                 history.keep(Reading {
                     at: now,
                     live_bytes: vec![second],
-                    open_fds: HashMap::new(),
-                    mapped: HashMap::new(),
+                    open_fds: OpenByStack::new(),
+                    mapped: Mapped::new(),
                 });
             }
             if second >= 2 {

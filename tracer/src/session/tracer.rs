@@ -24,7 +24,7 @@ use super::{
     space::Space,
 };
 use crate::{
-    kernel::{FIRST_SPACE, KernelError, Limits, Live, Programs, TableRoom},
+    kernel::{FIRST_SPACE, KernelError, Limits, Live, OpenByStack, Programs, TableRoom},
     snapshot::{Coverage, Origin, Selection, Snapshot},
     target::Process,
 };
@@ -328,7 +328,12 @@ impl Tracer {
     fn held_stacks(&self) -> HashSet<u32> {
         let open = self.programs.descriptors_ref().open_by_stack();
         let mapped = self.mapped.values().flat_map(MappedBooks::held_stacks);
-        open.unwrap_or_default().into_keys().chain(mapped).collect()
+        let open = open.unwrap_or_default();
+        open.values()
+            .flat_map(HashMap::keys)
+            .copied()
+            .chain(mapped)
+            .collect()
     }
 
     /// Stops recording, so that the next snapshot is the last word.
@@ -349,7 +354,7 @@ impl Tracer {
                     .descriptors_ref()
                     .open_by_stack()
                     .unwrap_or_default(),
-                false => HashMap::new(),
+                false => OpenByStack::new(),
             };
             self.history.keep(Reading {
                 at: elapsed,

@@ -34,7 +34,7 @@ impl Maker {
 }
 
 /// One code path, with what of one kind it opened, mapped or touched. What is counted depends on the [`Holdings`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Holder {
     /// The value of the label `kind`.
     pub kind: &'static str,

@@ -198,10 +198,11 @@ fn file_kind(target: &str, mode: u32) -> FdKind {
     match FileType::from_raw_mode(mode) {
         FileType::Directory => FdKind::Dir,
         FileType::Fifo => FdKind::Pipe,
-        // They never had a name (`mm/memfd.c`).
+        // They never had a name (`mm/memfd.c`, `mm/secretmem.c`).
         FileType::RegularFile if target.starts_with("/memfd:") && target.ends_with(" (deleted)") => {
             FdKind::Memfd
         }
+        FileType::RegularFile if target == "/secretmem (deleted)" => FdKind::Memfd,
         FileType::RegularFile | FileType::CharacterDevice | FileType::BlockDevice => FdKind::File,
         _ => FdKind::Other,
     }
