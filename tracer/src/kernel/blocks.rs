@@ -15,6 +15,8 @@ use aya::{
 
 /// `BPF_MAP_LOOKUP_BATCH` (`include/uapi/linux/bpf.h`, `enum bpf_cmd`); Linux 5.6.
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
+/// `BPF_MAP_LOOKUP_ELEM`.
+const MAP_LOOKUP_ELEM: libc::c_long = 1;
 /// `BPF_MAP_UPDATE_ELEM`, and its flag `BPF_NOEXIST`.
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const NOEXIST: u64 = 1;
@@ -37,7 +39,7 @@ struct BatchAttributes {
     flags: u64,
 }
 
-/// What `BPF_MAP_UPDATE_ELEM` and `BPF_MAP_DELETE_ELEM` take (`include/uapi/linux/bpf.h`, `union bpf_attr`).
+/// What `BPF_MAP_LOOKUP_ELEM`, `BPF_MAP_UPDATE_ELEM` and `BPF_MAP_DELETE_ELEM` take (`include/uapi/linux/bpf.h`, `union bpf_attr`).
 #[derive(Default)]
 #[repr(C)]
 struct ElementAttributes {
@@ -86,6 +88,20 @@ impl<K: Copy + Default, V: Copy + Default> BatchMap<K, V> {
                 return Ok(());
             }
         }
+    }
+
+    /// The element with this key.
+    pub(super) fn get(&self, key: &K) -> Option<V> {
+        let mut value = V::default();
+        let mut attributes = ElementAttributes {
+            map_fd: self.map.fd().as_fd().as_raw_fd() as u32,
+            key: &raw const *key as u64,
+            value: &raw mut value as u64,
+            ..ElementAttributes::default()
+        };
+        // SAFETY: the kernel reads the key and writes the value.
+        let result = unsafe { element_call(MAP_LOOKUP_ELEM, &mut attributes) };
+        (result == 0).then_some(value)
     }
 
     /// Adds an element, unless there is one with its key.

@@ -10,6 +10,9 @@ use memtrace_ebpf::handles::{Fd, FdKey, FdKind, Table, opener};
 
 use super::{KernelError, blocks::BatchMap};
 
+/// Up to this number it is quicker to ask for each.
+const FEW: i32 = 8192;
+
 /// A descriptor that is in the books.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenFd {
@@ -44,11 +47,20 @@ impl Descriptors {
         self.private.get(&thread, 0).ok()
     }
 
-    /// The descriptors of some table that are in the books.
+    /// The descriptors of some table that are in the books, by number.
     ///
     /// # Errors
     /// When the kernel does not let the books be read.
     pub fn of(&self, table: u32) -> Result<Vec<OpenFd>, KernelError> {
+        let highest = self.highest(table);
+        if highest < FEW {
+            // The whole table takes some milliseconds.
+            let found = (0..=highest).filter_map(|number| {
+                let fd = self.open.get(&FdKey { table, number })?;
+                Some(OpenFd { number, fd })
+            });
+            return Ok(found.collect());
+        }
         let mut open = Vec::new();
         self.open.for_each(|key, fd| {
             if key.table == table {
@@ -59,6 +71,15 @@ impl Descriptors {
             }
         })?;
         Ok(open)
+    }
+
+    /// The highest number that was in the books of a table; -1 if none was.
+    fn highest(&self, table: u32) -> i32 {
+        let highest = self.tables.get(&table, 0).ok().and_then(|known| {
+            let bytes = known.get(offset_of!(Table, highest)..)?.first_chunk()?;
+            Some(i32::from_ne_bytes(*bytes))
+        });
+        highest.unwrap_or(-1)
     }
 
     /// How many descriptors each stack has open, by table.
@@ -82,12 +103,8 @@ impl Descriptors {
         let Some(highest) = numbers.iter().map(|&(number, _)| number).max() else {
             return Ok(());
         };
-        let known = self.tables.get(&table, 0).ok().and_then(|known| {
-            let bytes = known.get(offset_of!(Table, highest)..)?.first_chunk()?;
-            Some(i32::from_ne_bytes(*bytes))
-        });
         let mut value = [0; size_of::<Table>()];
-        let highest = known.map_or(highest, |known| known.max(highest));
+        let highest = highest.max(self.highest(table));
         value[offset_of!(Table, highest)..][..4].copy_from_slice(&highest.to_ne_bytes());
         self.tables
             .insert(table, value, 0)
