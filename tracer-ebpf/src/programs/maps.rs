@@ -14,7 +14,7 @@ use memtrace_ebpf::{
 
 /// `BPF_F_MMAPABLE`: user space reads and writes the elements in place (`include/uapi/linux/bpf.h`).
 const MMAPABLE: u32 = 1 << 10;
-/// `BPF_F_NO_PREALLOC`: required of tries.
+/// `BPF_F_NO_PREALLOC`: required of tries; elsewhere elements take memory only while they are there.
 const NO_PREALLOC: u32 = 1;
 
 /// How many calls into the allocator a thread can be in at once.
@@ -164,9 +164,9 @@ pub static WALKS: Array<Walk> = Array::with_max_entries(WALK_COUNT, 0);
 #[map]
 pub static COPIES: Array<StackCopy> = Array::with_max_entries(WALK_COUNT, 0);
 
-/// Open descriptors; at load.
+/// Open descriptors; at load. No uprobe program, which could be interrupted anywhere, allocates here.
 #[map]
-pub static FDS: HashMap<FdKey, Fd> = HashMap::with_max_entries(1, 0);
+pub static FDS: HashMap<FdKey, Fd> = HashMap::with_max_entries(1, NO_PREALLOC);
 /// Descriptor tables; at load.
 #[map]
 pub static TABLES: HashMap<u32, Table> = HashMap::with_max_entries(1, 0);

@@ -142,7 +142,8 @@ impl<K: Copy + Default, V: Copy + Default> BatchMap<K, V> {
         Ok(())
     }
 
-    fn remove(&self, key: &K) {
+    /// Removes an element, if it is there.
+    pub(super) fn remove(&self, key: &K) {
         let mut attributes = ElementAttributes {
             map_fd: self.map.fd().as_fd().as_raw_fd() as u32,
             key: &raw const *key as u64,

@@ -120,6 +120,17 @@ impl Descriptors {
         Ok(())
     }
 
+    /// Forgets a table at once, if that is quick.
+    pub fn forget_small(&mut self, table: u32) {
+        let highest = self.highest(table);
+        if highest < FEW {
+            for number in 0..=highest {
+                self.open.remove(&FdKey { table, number });
+            }
+            let _never_used = self.tables.remove(&table);
+        }
+    }
+
     /// Forgets tables.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use aya::{
     programs::{Program, ProgramError, ProgramFd, RawTracePoint, TracePoint, UProbe},
 };
 use memtrace_ebpf::{
-    handles::{Fd, FdKey, MAP_EVENT_BYTES, classes},
+    handles::{MAP_EVENT_BYTES, classes},
     layout::{Block, BlockKey, Control, FRAMES_BYTES, NO_SPACE, Notice, NoticeKind, Stack, Wish, tail},
     unwind::Page,
 };
@@ -78,7 +78,8 @@ impl Limits {
     pub fn other_bytes(&self) -> u64 {
         let stacks = u64::from(self.stacks) * (size_of::<Stack>() as u64 + HASH_OVERHEAD + 16);
         let threads = u64::from(self.threads) * (328 + HASH_OVERHEAD);
-        let fds = u64::from(self.fds) * (size_of::<FdKey>() as u64 + size_of::<Fd>() as u64 + HASH_OVERHEAD);
+        // Elements are allocated when they are needed; the buckets are not.
+        let fds = u64::from(self.fds) * 16;
         let events = u64::from(FRAMES_BYTES) + u64::from(MAP_EVENT_BYTES);
         let tables =
             u64::from(self.tables.rows) * 8 + u64::from(self.tables.pages) * size_of::<Page>() as u64;

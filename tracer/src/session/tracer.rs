@@ -36,7 +36,7 @@ const PROCESSES: u32 = 16 << 10;
 /// Distinct stacks of one run.
 const STACKS: u32 = 64 << 10;
 /// Descriptors that can be open at once in all tables.
-const FDS: u32 = 256 << 10;
+const FDS: u32 = 1 << 20;
 /// Of the pages that are touched one in so many is recorded.
 pub(super) const TOUCH_DISTANCE: u32 = 16;
 /// Rows kept free for libraries that are loaded later.
