@@ -1,9 +1,9 @@
 /*
  * A program that knows its own descriptors: the reference that a profile is compared with, by site and kind.
  *
- * Threads open and close descriptors at random by every call that opens or closes some, from sites that are functions of
- * their own (descriptors_sites.h), replace them, send them to themselves, have children that share the descriptor table and
- * others that do not, and make calls that open nothing. See descriptors_books.h for the books.
+ * Threads open and close descriptors at random by every call that opens or closes some, from sites that are functions
+ * of their own (descriptors_sites.h), replace them, send them to themselves, have children that share the descriptor
+ * table and others that do not, and make calls that open nothing. descriptors_books.h has the books.
  *
  *     descriptors THREADS SLOTS DIRECTORY
  *
@@ -17,13 +17,20 @@
  *     drain                   close all that was opened
  *     books                   do nothing
  *     fork                    go on in a child; answers `forked PID`
- *     exec                    execute this program anew, which then begins again with `ready`
+ *     exec                    execute this program anew; answers as at the start
  *     exit                    end; a child's parent then goes on: `joined PID`
  *
- * Each of the first seven prints the books: lines `SITE KIND OPENED OPEN`, where SITE may also be `io_uring` (a thread of the
- * kernel opened it), `untraced` or `before` (it was open when the program was `ready`), `inherited SITE KIND OPEN` for what is
- * from before the fork, and `end OPERATIONS`. Before it does so it compares its books with /proc/self/fd, and aborts if they
- * differ. Before `ready PID` it prints `refused SITE ERRNO` for each call that this machine does not grant.
+ * Each of the first seven prints the books: lines `SITE KIND OPENED OPEN`, `inherited SITE KIND OPEN` for what is from
+ * before the fork, and `end OPERATIONS`. Before it does so it compares the books with /proc/self/fd, and aborts if they
+ * differ. In place of a site there may be
+ *
+ *     io_uring     a thread of the kernel opened it
+ *     untraced     opened by a call that nobody would list
+ *     before       it was open when the program was `ready`
+ *     earlier      the program that executed this one left it open; then the books begin with this program, and
+ *                  `before` is what it opened elsewhere than at a site
+ *
+ * At the start it prints `refused SITE ERRNO` for each call that this machine does not grant, then `ready PID`.
  */
 #define _GNU_SOURCE
 #include <sys/resource.h>
@@ -31,6 +38,9 @@
 #include "descriptors_children.h"
 #include "descriptors_reopen.h"
 #include "descriptors_ring.h"
+
+/* The argument after DIRECTORY of the program that was executed by itself. */
+#define AGAIN "again"
 
 enum { VISITOR_EVERY = 512, VISITOR_OPERATIONS = 3, CHILD_EVERY = 200, PRIOR = 12, ATTEMPTS = 32 };
 
@@ -182,6 +192,8 @@ static const char *name_of(unsigned owner)
         return "io_uring";
     case BY_UNTRACED_CALL:
         return "untraced";
+    case BY_EARLIER_PROGRAM:
+        return "earlier";
     case BEFORE:
         return "before";
     default:
@@ -255,7 +267,7 @@ static void begin_again(void)
     char threads[16], slots[16];
     snprintf(threads, sizeof threads, "%zu", worker_count);
     snprintf(slots, sizeof slots, "%zu", slot_count);
-    execl(THIS_PROGRAM, "descriptors", threads, slots, ".", NULL);
+    execl(THIS_PROGRAM, "descriptors", threads, slots, ".", AGAIN, NULL);
     fail("cannot execute this program");
 }
 
@@ -352,9 +364,10 @@ NOINLINE static void hold_prior(struct worker *self)
     }
 }
 
-/* What the program that executed this one left open. Numbers in the ranges are for dup2. */
+/* What the program that executed this one left open is this one's to close. Numbers in the ranges are for dup2. */
 static void adopt(int fd)
 {
+    book_unknown(fd, BY_EARLIER_PROGRAM);
     if (fd <= STDERR_FILENO || (fd >= FIRST_RANGE && fd < HIGH_NUMBERS))
         return;
     for (size_t slot = 0; slot < slot_count; slot++) {
@@ -396,13 +409,37 @@ static void probe_sites(struct worker *self)
     probing = false;
 }
 
-/* The books begin now: whatever is open is from before. */
+/* Begins the books anew: whatever is open is from before. */
 static void begin_books(void)
 {
     memset(shared->books, 0, sizeof shared->books);
     memset(shared->owners, 0, sizeof shared->owners);
     for_each_descriptor(book_before);
     check_books();
+}
+
+static void prepare(const char *directory, bool is_again)
+{
+    shared = new_books();
+    for (size_t i = 0; i < slot_count; i++)
+        shared->slots[i] = -1;
+    if (is_again)
+        for_each_descriptor(adopt);
+    make_files(directory);
+    make_ring();
+    make_terminal();
+    hold_for_reopening();
+    for (size_t i = 0; i < worker_count; i++)
+        equip(&workers[i], i);
+    seed(&commander, 1);
+    for_each_descriptor(book_before);
+    hold_prior(&commander);
+    probe_sites(&workers[0]);
+    if (!is_again)
+        begin_books();
+    start_workers();
+    printf("ready %d\n", (int)getpid());
+    fflush(stdout);
 }
 
 int main(int argc, char **argv)
@@ -415,31 +452,12 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     worker_count = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
     slot_count = argc > 2 ? strtoul(argv[2], NULL, 10) : 0;
-    if (argc != 4 || worker_count < 1 || worker_count > MAX_THREADS || slot_count < 64 || slot_count > MAX_SLOTS)
+    if (argc < 4 || worker_count < 1 || worker_count > MAX_THREADS || slot_count < 64 || slot_count > MAX_SLOTS)
         fail("usage: descriptors THREADS SLOTS DIRECTORY");
     struct rlimit limit = {.rlim_cur = MAX_FDS, .rlim_max = MAX_FDS};
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
         fail("cannot have as many descriptors as it takes");
-
-    shared = new_books();
-    for (size_t i = 0; i < slot_count; i++)
-        shared->slots[i] = -1;
-    for_each_descriptor(adopt);
-    for_each_descriptor(book_before);
-    make_files(argv[3]);
-    make_ring();
-    make_terminal();
-    hold_for_reopening();
-    for (size_t i = 0; i < worker_count; i++)
-        equip(&workers[i], i);
-    seed(&commander, 1);
-    for_each_descriptor(book_before);
-    hold_prior(&commander);
-    probe_sites(&workers[0]);
-    begin_books();
-    start_workers();
-    printf("ready %d\n", (int)getpid());
-    fflush(stdout);
+    prepare(argv[3], argc > 4 && strcmp(argv[4], AGAIN) == 0);
     while (fgets(line, sizeof line, stdin) != NULL) {
         if (strcmp(line, "exit\n") == 0)
             return 0;

@@ -2,8 +2,9 @@
  * The books of descriptors.c: who opened each descriptor, what it refers to, and how many of each there are.
  *
  * They lie in memory that is shared with children, because a child that shares the descriptor table (CLONE_FILES) books
- * what it opens and closes, too. A descriptor belongs to one thread at a time, which alone closes or replaces it: it takes
- * it out of a slot to own it, and puts it into one to give it away. So every count is exact without a lock around calls.
+ * what it opens and closes, too. A descriptor belongs to one thread at a time, which alone closes or replaces it: it
+ * takes it out of a slot to own it, and puts it into one to give it away. So every count is exact without a lock around
+ * the calls.
  */
 #ifndef DESCRIPTORS_BOOKS_H
 #define DESCRIPTORS_BOOKS_H
@@ -46,7 +47,11 @@ enum { MAGIC_OF_MQUEUE = 0x19800202, MAGIC_OF_SECRETMEM = 0x5345434d };
 enum { PROTOCOL_MPTCP = 262 }; /* include/uapi/linux/in.h */
 
 /* What a descriptor refers to, by the names that the profile uses. */
-enum kind { OTHER, A_FILE, A_DIR, TCP, UDP, UNIX, A_PIPE, EVENTFD, EPOLL, TIMERFD, SIGNALFD, INOTIFY, MEMFD, PIDFD, IO_URING, BPF, KINDS };
+enum kind {
+    OTHER, A_FILE, A_DIR, TCP, UDP, UNIX, A_PIPE, EVENTFD,
+    EPOLL, TIMERFD, SIGNALFD, INOTIFY, MEMFD, PIDFD, IO_URING, BPF,
+    KINDS,
+};
 
 static const char *const kind_names[KINDS] = {
     "other", "file", "dir", "tcp", "udp", "unix", "pipe", "eventfd",
@@ -54,7 +59,7 @@ static const char *const kind_names[KINDS] = {
 };
 
 /* Beside the sites: who else opened a descriptor. */
-enum { BY_RING_ENTER = SITES_MAX, BY_RING, BY_UNTRACED_CALL, BEFORE, OWNERS };
+enum { BY_RING_ENTER = SITES_MAX, BY_RING, BY_UNTRACED_CALL, BY_EARLIER_PROGRAM, BEFORE, OWNERS };
 
 struct book {
     _Atomic uint64_t opened;
@@ -253,14 +258,19 @@ static void check_one(int fd)
     abort();
 }
 
-/* Books what is open and not in the books: it was there before, whoever opened it. */
-static void book_before(int fd)
+/* Books what is open and not in the books. */
+static void book_unknown(int fd, unsigned site)
 {
     if (owner_of(fd) == 0) {
         enum kind kind = kind_in_kernel(fd);
-        atomic_store(&shared->owners[fd], owner(BEFORE, kind, false));
-        atomic_fetch_add(&shared->books[BEFORE][kind].open, 1);
+        atomic_store(&shared->owners[fd], owner(site, kind, false));
+        atomic_fetch_add(&shared->books[site][kind].open, 1);
     }
+}
+
+static void book_before(int fd)
+{
+    book_unknown(fd, BEFORE);
 }
 
 /* Aborts unless exactly what is in the books is open, at a moment when no thread opens or closes anything. */

@@ -23,7 +23,9 @@ static void await_end(pid_t pid)
 /* Opens, replaces and closes in a table that is the caller's alone, by calls that are safe in any child. */
 NOINLINE static void work_in_own_table(void)
 {
-    static const char *const openers[] = {"site_open_0", "site_socket_1", "site_pipe2_1", "site_eventfd_2", "site_dup_1"};
+    static const char *const openers[] = {
+        "site_open_0", "site_socket_1", "site_pipe2_1", "site_eventfd_2", "site_dup_1",
+    };
     int last = 0;
     for (size_t i = 0; i < ARRAY_LENGTH(openers); i++) {
         struct request r = {.path = "file", .domain = AF_UNIX, .type = SOCK_STREAM, .fd = 1};

@@ -7,7 +7,7 @@
 
 #include "descriptors_ring.h"
 
-/* The master of a pseudoterminal. Its slave is opened by an ioctl, TIOCGPTPEER, which nobody would list as an opening. */
+/* The master of a pseudoterminal. TIOCGPTPEER opens its slave: an ioctl, which nobody would list as an opening. */
 static int terminal = -1;
 
 static void make_terminal(void)

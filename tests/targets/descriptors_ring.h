@@ -30,8 +30,10 @@ static void make_ring(void)
         printf("refused io_uring %d\n", errno);
         return;
     }
-    char *submission = map_ring(params.sq_off.array + params.sq_entries * sizeof(unsigned), IORING_OFF_SQ_RING);
-    char *completion = map_ring(params.cq_off.cqes + params.cq_entries * sizeof(struct io_uring_cqe), IORING_OFF_CQ_RING);
+    size_t submission_length = params.sq_off.array + params.sq_entries * sizeof *ring.submissions;
+    size_t completion_length = params.cq_off.cqes + params.cq_entries * sizeof *ring.completions;
+    char *submission = map_ring(submission_length, IORING_OFF_SQ_RING);
+    char *completion = map_ring(completion_length, IORING_OFF_CQ_RING);
     ring.entries = map_ring(params.sq_entries * sizeof *ring.entries, IORING_OFF_SQES);
     ring.submission_tail = (void *)(submission + params.sq_off.tail);
     ring.submission_mask = *(unsigned *)(submission + params.sq_off.ring_mask);

@@ -162,8 +162,8 @@ static int opened_by_messages(struct request *r, struct mmsghdr *messages, long 
 /* ------------------------------------------------------------------ the sites */
 
 /*
- * The empty assembly makes the bodies differ, so that no two sites are folded into one, and keeps the call from being the
- * last thing that the function does.
+ * The empty assembly makes the bodies differ, so that no two sites are folded into one, and keeps the call from being
+ * the last thing that the function does.
  */
 #define SITE_WITH(name, number, opened, ...)                            \
     NOINLINE static int site_##name##_##number(struct request *r)       \
@@ -294,7 +294,9 @@ static int end_at_once(void *unused)
     _exit(0);
 }
 
-CHILD_SITE(clone, 0, clone(end_at_once, r->stack + CHILD_STACK, CLONE_PIDFD | CLONE_VM | CLONE_VFORK | SIGCHLD, NULL, r->opened))
+#define IN_THIS_MEMORY (CLONE_PIDFD | CLONE_VM | CLONE_VFORK | SIGCHLD)
+
+CHILD_SITE(clone, 0, clone(end_at_once, r->stack + CHILD_STACK, IN_THIS_MEMORY, NULL, r->opened))
 CHILD_SITE(clone, 1, end_child(syscall(SYS_clone, CLONE_PIDFD | SIGCHLD, 0, r->opened, 0, 0)))
 CHILD_SITE(clone3, 0, end_child(syscall(SYS_clone3, &r->clone, sizeof r->clone)))
 CHILD_SITE(clone3, 1, end_child(DIRECT(clone3, &r->clone, sizeof r->clone)))
