@@ -6,7 +6,9 @@
 
 pub mod child;
 pub mod compile;
+pub mod descriptors;
 pub mod family;
+pub mod fd_profile;
 pub mod gdb;
 pub mod ground;
 pub mod kernel;

@@ -1,4 +1,4 @@
-//! Reading heap profiles: gzipped pprof, flattened into stacks of named frames.
+//! Reading profiles: gzipped pprof, flattened into stacks of named frames; and heap profiles.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -106,33 +106,12 @@ pub struct Heap {
 impl Heap {
     /// Reads and checks a profile.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-        let profile = decode_gz(&bytes).with_context(|| format!("decoding {}", path.display()))?;
-        Self::flatten(&profile).with_context(|| format!("reading {}", path.display()))
-    }
-
-    fn flatten(profile: &pprof::Profile) -> Result<Self> {
-        let strings = Strings(&profile.string_table);
-        strings.check_sample_types(&profile.sample_type)?;
-        let functions: HashMap<u64, &pprof::Function> = profile.function.iter().map(|f| (f.id, f)).collect();
-        let mut locations = HashMap::new();
-        for location in &profile.location {
-            locations.insert(location.id, strings.frames(location, &functions)?);
-        }
-        let stacks = profile
-            .sample
-            .iter()
-            .map(|sample| stack(sample, &locations, &strings))
-            .collect::<Result<_>>()?;
-        let comments = profile
-            .comment
-            .iter()
-            .map(|index| strings.get(*index))
-            .collect::<Result<_>>()?;
+        let profile = Samples::read(path, &SAMPLE_TYPES)?;
+        let stacks = profile.samples.into_iter().map(stack).collect::<Result<_>>()?;
         Ok(Self {
             stacks,
-            comments,
-            default_sample_type: strings.get(profile.default_sample_type)?,
+            comments: profile.comments,
+            default_sample_type: profile.default_sample_type,
             period: profile.period,
             time_nanos: profile.time_nanos,
             duration_nanos: profile.duration_nanos,
@@ -174,31 +153,16 @@ impl Heap {
     }
 }
 
-fn stack(
-    sample: &pprof::Sample,
-    locations: &HashMap<u64, Vec<Frame>>,
-    strings: &Strings<'_>,
-) -> Result<Stack> {
-    let mut labels = Vec::new();
-    for label in &sample.label {
-        labels.push((strings.get(label.key)?, strings.get(label.str)?));
-    }
-    let inherited = labels
+fn stack(sample: Sample) -> Result<Stack> {
+    let inherited = sample
+        .labels
         .iter()
         .any(|(key, value)| (key.as_str(), value.as_str()) == INHERITED);
-    let [alloc_objects, alloc_bytes, inuse_objects, inuse_bytes] = sample.value[..] else {
-        bail!("a sample has {} values instead of 4", sample.value.len());
+    let [alloc_objects, alloc_bytes, inuse_objects, inuse_bytes] = sample.values[..] else {
+        bail!("a sample has {} values instead of 4", sample.values.len());
     };
-    let mut frames = Vec::new();
-    for id in &sample.location_id {
-        frames.extend_from_slice(
-            locations
-                .get(id)
-                .with_context(|| format!("there is no location {id}"))?,
-        );
-    }
     Ok(Stack {
-        frames,
+        frames: sample.frames,
         values: Values {
             alloc_objects,
             alloc_bytes,
@@ -207,6 +171,97 @@ fn stack(
         },
         inherited,
     })
+}
+
+/// A decoded profile of any kind.
+#[derive(Clone, Debug)]
+pub struct Samples {
+    /// All samples.
+    pub samples: Vec<Sample>,
+    /// As [`Heap::comments`].
+    pub comments: Vec<String>,
+    /// As [`Heap::default_sample_type`].
+    pub default_sample_type: String,
+    /// As [`Heap::period`].
+    pub period: i64,
+    /// As [`Heap::time_nanos`].
+    pub time_nanos: i64,
+    /// As [`Heap::duration_nanos`].
+    pub duration_nanos: i64,
+}
+
+/// One sample of a profile of any kind.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Innermost frame first.
+    pub frames: Vec<Frame>,
+    /// One for each sample type.
+    pub values: Vec<i64>,
+    /// Keys and their strings.
+    pub labels: Vec<(String, String)>,
+}
+
+impl Samples {
+    /// Reads a profile, and insists that its sample types, names and units, are these.
+    pub fn read(path: &Path, sample_types: &[(&str, &str)]) -> Result<Self> {
+        let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        let profile = decode_gz(&bytes).with_context(|| format!("decoding {}", path.display()))?;
+        Self::flatten(&profile, sample_types).with_context(|| format!("reading {}", path.display()))
+    }
+
+    fn flatten(profile: &pprof::Profile, sample_types: &[(&str, &str)]) -> Result<Self> {
+        let strings = Strings(&profile.string_table);
+        strings.check_sample_types(&profile.sample_type, sample_types)?;
+        let functions: HashMap<u64, &pprof::Function> = profile.function.iter().map(|f| (f.id, f)).collect();
+        let mut locations = HashMap::new();
+        for location in &profile.location {
+            locations.insert(location.id, strings.frames(location, &functions)?);
+        }
+        let samples = profile
+            .sample
+            .iter()
+            .map(|sample| Sample::read(sample, &locations, &strings))
+            .collect::<Result<_>>()?;
+        let comments = profile
+            .comment
+            .iter()
+            .map(|index| strings.get(*index))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            samples,
+            comments,
+            default_sample_type: strings.get(profile.default_sample_type)?,
+            period: profile.period,
+            time_nanos: profile.time_nanos,
+            duration_nanos: profile.duration_nanos,
+        })
+    }
+}
+
+impl Sample {
+    fn read(
+        sample: &pprof::Sample,
+        locations: &HashMap<u64, Vec<Frame>>,
+        strings: &Strings<'_>,
+    ) -> Result<Self> {
+        let mut labels = Vec::new();
+        for label in &sample.label {
+            labels.push((strings.get(label.key)?, strings.get(label.str)?));
+        }
+        let mut frames = Vec::new();
+        for id in &sample.location_id {
+            frames.extend_from_slice(
+                locations
+                    .get(id)
+                    .with_context(|| format!("there is no location {id}"))?,
+            );
+        }
+        Ok(Self {
+            frames,
+            values: sample.value.clone(),
+            labels,
+        })
+    }
 }
 
 struct Strings<'a>(&'a [String]);
@@ -219,7 +274,7 @@ impl Strings<'_> {
             .clone())
     }
 
-    fn check_sample_types(&self, types: &[pprof::ValueType]) -> Result<()> {
+    fn check_sample_types(&self, types: &[pprof::ValueType], expected: &[(&str, &str)]) -> Result<()> {
         let mut found = Vec::new();
         for value_type in types {
             found.push((self.get(value_type.r#type)?, self.get(value_type.unit)?));
@@ -227,7 +282,7 @@ impl Strings<'_> {
         if !found
             .iter()
             .map(|(name, unit)| (name.as_str(), unit.as_str()))
-            .eq(SAMPLE_TYPES)
+            .eq(expected.iter().copied())
         {
             bail!("the sample types are {found:?}");
         }
