@@ -87,7 +87,17 @@ impl Descriptors {
 
     /// Gives a command that is answered with the books at the quiet point that follows.
     pub fn tell(&mut self, command: &str) -> Result<Books> {
-        self.child.tell(command)?;
+        self.begin(command)?;
+        self.books()
+    }
+
+    /// Gives the command, and does not wait for the books.
+    pub fn begin(&mut self, command: &str) -> Result<()> {
+        self.child.tell(command)
+    }
+
+    /// Waits for the books that a command is answered with.
+    pub fn books(&mut self) -> Result<Books> {
         let mut books = Books::default();
         loop {
             let line = self.line(Duration::from_secs(240))?;
@@ -113,7 +123,11 @@ impl Descriptors {
     pub fn join(&mut self, parent: u32) -> Result<()> {
         self.child.tell("exit")?;
         let joined: u32 = self.child.stdout.expect("joined ", PATIENCE)?.parse()?;
-        ensure!(joined == self.pid, "process {joined} ended instead of {}", self.pid);
+        ensure!(
+            joined == self.pid,
+            "process {joined} ended instead of {}",
+            self.pid
+        );
         self.pid = parent;
         Ok(())
     }
@@ -198,7 +212,12 @@ impl Books {
         let mut differences = Vec::new();
         for (which, mine, inherited) in [("", &self.sites, false), ("inherited ", &self.inherited, true)] {
             let mine = of_sites(mine);
-            compare(which, &mine, &of_sites(&fds.by_site(SITES, inherited)), &mut differences);
+            compare(
+                which,
+                &mine,
+                &of_sites(&fds.by_site(SITES, inherited)),
+                &mut differences,
+            );
         }
         self.compare_others(fds, &mut differences);
         if self.open() != fds.open() {

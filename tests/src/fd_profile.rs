@@ -163,11 +163,7 @@ impl Fds {
     pub fn describe(&self) -> String {
         let mut text = String::new();
         for stack in &self.stacks {
-            let functions: Vec<&str> = stack
-                .frames
-                .iter()
-                .map(|frame| frame.function.as_str())
-                .collect();
+            let functions: Vec<&str> = stack.frames.iter().map(|frame| frame.function.as_str()).collect();
             text += &format!(
                 "{} of {} {} open: {}\n",
                 stack.counts.open,

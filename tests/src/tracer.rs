@@ -5,7 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -14,7 +14,8 @@ use tempfile::TempDir;
 use crate::{
     Result,
     child::{Child, PATIENCE},
-    compile,
+    compile, family,
+    fd_profile::Fds,
     profile::Heap,
 };
 
@@ -105,16 +106,18 @@ impl Memtrace {
 
     /// Waits until memtrace has written the file, as after SIGUSR1, and reads it.
     pub fn snapshot(&self, name: &str) -> Result<Heap> {
-        let path = output(&self.directory).join(name);
-        let deadline = std::time::Instant::now() + PATIENCE;
-        loop {
-            // A file that is still being written does not decode.
-            match Heap::read(&path) {
-                Ok(heap) => return Ok(heap),
-                Err(error) if std::time::Instant::now() > deadline => return Err(error),
-                Err(_) => std::thread::sleep(Duration::from_millis(20)),
-            }
-        }
+        await_file(|| Heap::read(&output(&self.directory).join(name)))
+    }
+
+    /// Has memtrace write its next snapshot of the descriptors, and reads it; the `number`th, from 1 on.
+    pub fn fd_snapshot(&self, number: u32) -> Result<Fds> {
+        self.signal(libc::SIGUSR1)?;
+        await_file(|| Fds::read(&output(&self.directory).join(format!("fd-{number:04}.pb.gz"))))
+    }
+
+    /// Reads the first snapshot of the descriptors of a process beside the first, once it has been asked for.
+    pub fn fd_snapshot_of(&self, pid: u32) -> Result<Fds> {
+        await_file(|| Fds::read(&family::file_of(&output(&self.directory), pid, "fd-0001.pb.gz")?))
     }
 
     /// Sends SIGINT, as Ctrl-C does, and waits for the end.
@@ -135,11 +138,28 @@ impl Memtrace {
 }
 
 impl Outcome {
-    /// Insists on exit code 0 and a heap profile.
-    pub fn succeeded(self) -> Result<(Heap, Self)> {
+    fn ensure_success(&self) -> Result<()> {
         if self.code != Some(0) {
             bail!("memtrace ended with {:?}:\n{}", self.code, self.stderr);
         }
+        Ok(())
+    }
+
+    /// Insists on exit code 0 and a profile of the descriptors.
+    pub fn fds(&self) -> Result<Fds> {
+        self.ensure_success()?;
+        Fds::read(&self.output().join("fd.pb.gz"))
+    }
+
+    /// Insists on exit code 0 and a profile of the descriptors of a process beside the first.
+    pub fn fds_of(&self, pid: u32) -> Result<Fds> {
+        self.ensure_success()?;
+        Fds::read(&family::file_of(&self.output(), pid, "fd.pb.gz")?)
+    }
+
+    /// Insists on exit code 0 and a heap profile.
+    pub fn succeeded(self) -> Result<(Heap, Self)> {
+        self.ensure_success()?;
         let heap = Heap::read(&self.output().join("heap.pb.gz"))?;
         Ok((heap, self))
     }
@@ -200,6 +220,18 @@ fn new_directory() -> Result<TempDir> {
         .prefix("run-")
         .tempdir_in(cache)
         .context("creating a directory for profiles")
+}
+
+/// Reads a file that is about to be written: while it is, it does not decode.
+fn await_file<T>(read: impl Fn() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match read() {
+            Ok(content) => return Ok(content),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
 }
 
 fn output(directory: &TempDir) -> PathBuf {

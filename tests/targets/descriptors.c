@@ -16,11 +16,12 @@
  *     reopen WHAT             open a number anew that was closed: see descriptors_reopen.h
  *     drain                   close all that was opened
  *     books                   do nothing
+ *     forget                  begin the books anew: what is open by now is from before
  *     fork                    go on in a child; answers `forked PID`
  *     exec                    execute this program anew; answers as at the start
  *     exit                    end; a child's parent then goes on: `joined PID`
  *
- * Each of the first seven prints the books: lines `SITE KIND OPENED OPEN`, `inherited SITE KIND OPEN` for what is from
+ * Each of the first eight prints the books: lines `SITE KIND OPENED OPEN`, `inherited SITE KIND OPEN` for what is from
  * before the fork, and `end OPERATIONS`. Before it does so it compares the books with /proc/self/fd, and aborts if they
  * differ. In place of a site there may be
  *
@@ -271,6 +272,15 @@ static void begin_again(void)
     fail("cannot execute this program");
 }
 
+/* Begins the books anew: whatever is open is from before. */
+static void begin_books(void)
+{
+    memset(shared->books, 0, sizeof shared->books);
+    memset(shared->owners, 0, sizeof shared->owners);
+    for_each_descriptor(book_before);
+    check_books();
+}
+
 static void obey(const char *line)
 {
     unsigned long long operations, number;
@@ -290,6 +300,8 @@ static void obey(const char *line)
         reopen(&commander, what);
     } else if (strcmp(line, "drain\n") == 0) {
         drain();
+    } else if (strcmp(line, "forget\n") == 0) {
+        begin_books();
     } else if (strcmp(line, "books\n") != 0) {
         fail("no such command");
     }
@@ -407,15 +419,6 @@ static void probe_sites(struct worker *self)
             printf("refused %s %d\n", sites[i].name, refusal);
     }
     probing = false;
-}
-
-/* Begins the books anew: whatever is open is from before. */
-static void begin_books(void)
-{
-    memset(shared->books, 0, sizeof shared->books);
-    memset(shared->owners, 0, sizeof shared->owners);
-    for_each_descriptor(book_before);
-    check_books();
 }
 
 static void prepare(const char *directory, bool is_again)
