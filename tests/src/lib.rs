@@ -15,6 +15,7 @@ pub mod kernel;
 pub mod net;
 pub mod profile;
 pub mod serial;
+pub mod servers;
 pub mod skip;
 pub mod stacks;
 pub mod tracer;

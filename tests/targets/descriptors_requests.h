@@ -109,9 +109,14 @@ static bool prepare_tree(struct worker *self, struct request *r)
     r->fd = work_directory;
     r->path = is_file ? "file" : "inner";
     r->kinds[0] = is_file ? A_FILE : A_DIR;
-    if (one_in(self, 2))
-        r->flags |= OPEN_TREE_CLONE;
     return true;
+}
+
+/* Which takes a privilege. */
+static bool prepare_cloned_tree(struct worker *self, struct request *r)
+{
+    r->flags |= OPEN_TREE_CLONE;
+    return prepare_tree(self, r);
 }
 
 static bool prepare_mount(struct worker *self, struct request *r)
@@ -391,7 +396,8 @@ static struct site sites[] = {
     ENTRIES(io_uring_setup, IO_URING, 0, NULL)
     ENTRIES(landlock_create_ruleset, OTHER, 0, NULL)
     ENTRIES(mq_open, OTHER, O_CLOEXEC, prepare_queue)
-    ENTRIES(open_tree, A_DIR, O_CLOEXEC, prepare_tree)
+    ENTRY(open_tree, 0, A_DIR, O_CLOEXEC, prepare_tree)
+    ENTRY(open_tree, 1, A_DIR, O_CLOEXEC, prepare_cloned_tree)
     ENTRIES(fsopen, OTHER, FSOPEN_CLOEXEC, NULL)
     ENTRIES(fspick, OTHER, FSPICK_CLOEXEC, NULL)
     ENTRIES(fsmount, A_DIR, FSMOUNT_CLOEXEC, prepare_mount)
