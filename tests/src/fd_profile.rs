@@ -79,12 +79,9 @@ impl FdStack {
         })
     }
 
-    /// Whether a function of this name, or whose name begins with it and an asterisk is at the end, is in the stack.
-    pub fn contains(&self, pattern: &str) -> bool {
-        self.frames.iter().any(|frame| match pattern.strip_suffix('*') {
-            Some(prefix) => frame.function.starts_with(prefix),
-            None => frame.function == pattern,
-        })
+    /// Whether a function of this name is in the stack.
+    pub fn contains(&self, function: &str) -> bool {
+        self.frames.iter().any(|frame| frame.function == function)
     }
 
     /// The innermost function whose name begins with `prefix`.
@@ -138,7 +135,7 @@ impl Fds {
         sums
     }
 
-    /// What of each kind is in stacks that go through a function, as in [`FdStack::contains`].
+    /// What of each kind is in stacks that go through a function.
     pub fn by_kind_through(&self, function: &str) -> BTreeMap<String, Counts> {
         let mut sums: BTreeMap<_, Counts> = BTreeMap::new();
         for stack in self.stacks.iter().filter(|stack| stack.contains(function)) {
@@ -147,7 +144,7 @@ impl Fds {
         sums
     }
 
-    /// Descriptors of a kind that are open, in stacks that go through a function, as in [`FdStack::contains`].
+    /// Descriptors of a kind that are open, in stacks that go through a function.
     pub fn open_through(&self, function: &str, kind: &str) -> i64 {
         self.by_kind_through(function)
             .get(kind)
