@@ -1,14 +1,13 @@
 //! Driving `targets/descriptors.c`, and comparing its books with a profile.
 
-use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
+use std::{collections::BTreeMap, path::Path, process::Command};
 
 use anyhow::{Context, bail, ensure};
 use tempfile::TempDir;
 
 use crate::{
-    Result,
-    child::{Child, PATIENCE},
-    compile,
+    Result, compile,
+    driven::{self, Driven},
     fd_profile::{BEFORE_TRACING, Counts, EARLIER_PROGRAM, Fds, IO_URING, UNTRACED_CALL},
 };
 
@@ -36,7 +35,7 @@ pub struct Books {
 /// A running target.
 #[derive(Debug)]
 pub struct Descriptors {
-    child: Child,
+    driven: Driven,
     /// The process that obeys: the program itself, or its youngest child.
     pid: u32,
     /// Calls that this machine does not grant, with the number of the error.
@@ -53,10 +52,10 @@ impl Descriptors {
             .context("creating a directory for files")?;
         let mut command = Command::new(program);
         command.arg(threads.to_string()).arg(slots.to_string());
-        let child = Child::spawn(command.arg(directory.path()))?;
+        let driven = Driven::spawn(command.arg(directory.path()))?;
         let mut target = Self {
-            pid: child.pid(),
-            child,
+            pid: driven.pid(),
+            driven,
             refused: Vec::new(),
             _directory: directory,
         };
@@ -66,7 +65,7 @@ impl Descriptors {
 
     fn await_ready(&mut self) -> Result<()> {
         loop {
-            let line = self.line(PATIENCE)?;
+            let line = self.driven.line()?;
             match line.split_once(' ') {
                 Some(("refused", call)) => self.refused.push(call.to_owned()),
                 Some(("ready", _)) => return Ok(()),
@@ -93,18 +92,15 @@ impl Descriptors {
 
     /// Gives the command, and does not wait for the books.
     pub fn begin(&mut self, command: &str) -> Result<()> {
-        self.child.tell(command)
+        self.driven.tell(command)
     }
 
     /// Waits for the books that a command is answered with.
     pub fn books(&mut self) -> Result<Books> {
         let mut books = Books::default();
-        loop {
-            let line = self.line(Duration::from_secs(240))?;
-            if books.read(&line).with_context(|| format!("in {line:?}"))? {
-                return Ok(books);
-            }
-        }
+        let operations = self.driven.read_books(|line| books.read(line))?;
+        books.operations = operations.parse()?;
+        Ok(books)
     }
 
     /// Does `operations` operations.
@@ -114,15 +110,15 @@ impl Descriptors {
 
     /// Goes on in a child.
     pub fn fork(&mut self) -> Result<()> {
-        self.child.tell("fork")?;
-        self.pid = self.child.stdout.expect("forked ", PATIENCE)?.parse()?;
+        self.driven.tell("fork")?;
+        self.pid = self.driven.expect("forked ")?.parse()?;
         Ok(())
     }
 
     /// Ends the child that obeys; its parent goes on.
     pub fn join(&mut self, parent: u32) -> Result<()> {
-        self.child.tell("exit")?;
-        let joined: u32 = self.child.stdout.expect("joined ", PATIENCE)?.parse()?;
+        self.driven.tell("exit")?;
+        let joined: u32 = self.driven.expect("joined ")?.parse()?;
         ensure!(
             joined == self.pid,
             "process {joined} ended instead of {}",
@@ -134,56 +130,29 @@ impl Descriptors {
 
     /// Executes the program anew.
     pub fn exec(&mut self) -> Result<()> {
-        self.child.tell("exec")?;
+        self.driven.tell("exec")?;
         self.refused.clear();
         self.await_ready()
     }
 
     /// Asks it to exit, and insists that it does so in good order.
-    pub fn exit(mut self) -> Result<()> {
-        self.child.tell("exit")?;
-        let status = self.child.wait(PATIENCE)?;
-        ensure!(
-            status.success(),
-            "the target ended with {status}: {}",
-            self.child.stderr.all(PATIENCE)
-        );
-        Ok(())
-    }
-
-    fn line(&mut self, patience: Duration) -> Result<String> {
-        self.child.stdout.next(patience).inspect_err(|_| {
-            eprintln!("{}", self.child.stderr.all(Duration::from_millis(100)));
-        })
+    pub fn exit(self) -> Result<()> {
+        self.driven.exit()
     }
 }
 
 impl Books {
-    /// Takes in a line; true if it is the last.
-    fn read(&mut self, line: &str) -> Result<bool> {
+    /// Takes in a line.
+    fn read(&mut self, line: &str) -> Result<()> {
         let words: Vec<&str> = line.split(' ').collect();
-        match words[..] {
-            ["end", operations] => {
-                self.operations = operations.parse()?;
-                return Ok(true);
-            }
-            ["inherited", site, kind, open] => {
-                let counts = Counts {
-                    opened: 0,
-                    open: open.parse()?,
-                };
-                self.inherited.insert((site.to_owned(), kind.to_owned()), counts);
-            }
-            [site, kind, opened, open] => {
-                let counts = Counts {
-                    opened: opened.parse()?,
-                    open: open.parse()?,
-                };
-                self.sites.insert((site.to_owned(), kind.to_owned()), counts);
-            }
-            _ => bail!("not a line of the books"),
-        }
-        Ok(false)
+        let (counts, site, kind, opened, open) = match words[..] {
+            ["inherited", site, kind, open] => (&mut self.inherited, site, kind, "0", open),
+            [site, kind, opened, open] => (&mut self.sites, site, kind, opened, open),
+            _ => bail!("{} words instead of 4", words.len()),
+        };
+        let (opened, open) = (opened.parse()?, open.parse()?);
+        counts.insert((site.to_owned(), kind.to_owned()), Counts { opened, open });
+        Ok(())
     }
 
     /// How many descriptors are open.
@@ -210,23 +179,20 @@ impl Books {
     /// opened is where it belongs.
     pub fn assert_equal(&self, fds: &Fds) -> Result<()> {
         let mut differences = Vec::new();
-        for (which, mine, inherited) in [("", &self.sites, false), ("inherited ", &self.inherited, true)] {
-            let mine = of_sites(mine);
-            compare(
-                which,
-                &mine,
-                &of_sites(&fds.by_site(SITES, inherited)),
-                &mut differences,
-            );
+        for (mine, inherited) in [(&self.sites, false), (&self.inherited, true)] {
+            let theirs = fds.by_site(SITES, inherited);
+            differences.append(&mut driven::differences(&of_sites(mine), &of_sites(&theirs)));
         }
-        self.compare_others(fds, &mut differences);
+        differences.append(&mut self.differences_of_others(fds));
         if self.open() != fds.open() {
             differences.push(format!("books {} open, profile {}", self.open(), fds.open()));
         }
-        self.report(fds, differences)
+        driven::check(differences, &fds.comments)
+            .with_context(|| format!("after {} operations", self.operations))
     }
 
-    fn compare_others(&self, fds: &Fds, differences: &mut Vec<String>) {
+    fn differences_of_others(&self, fds: &Fds) -> Vec<String> {
+        let mut differences = Vec::new();
         // What was open before the attach was not opened since: only how many are left can be compared.
         let open = |counts: &Counts| Counts {
             opened: 0,
@@ -240,7 +206,7 @@ impl Books {
             let of_kind = |(kind, counts): (String, Counts)| ((frame.to_owned(), kind), open(&counts));
             let mine: BySite = self.by(word).into_iter().map(of_kind).collect();
             let theirs: BySite = fds.by_kind_through(frame).into_iter().map(of_kind).collect();
-            compare("", &mine, &theirs, differences);
+            differences.append(&mut driven::differences(&mine, &theirs));
         }
         let named = |(kind, counts): (String, Counts)| ((RING_SITE.to_owned(), kind), counts);
         let mut mine: BySite = self.by(RING_SITE).into_iter().map(named).collect();
@@ -251,20 +217,8 @@ impl Books {
         for (key, counts) in fds.by_kind_through(IO_URING).into_iter().map(named) {
             theirs.entry(key).or_default().add(counts);
         }
-        compare("by an io_uring, ", &mine, &theirs, differences);
-    }
-
-    fn report(&self, fds: &Fds, mut differences: Vec<String>) -> Result<()> {
-        if differences.is_empty() {
-            return Ok(());
-        }
-        let (count, comments) = (differences.len(), fds.comments.join("\n  "));
-        differences.truncate(20);
-        bail!(
-            "after {} operations {count} counts differ:\n  {}\ncomments:\n  {comments}",
-            self.operations,
-            differences.join("\n  ")
-        );
+        differences.append(&mut driven::differences(&mine, &theirs));
+        differences
     }
 }
 
@@ -275,19 +229,4 @@ fn of_sites(counts: &BySite) -> BySite {
         .filter(|((site, _), _)| site.starts_with(SITES) && site != RING_SITE)
         .map(|(key, counts)| (key.clone(), *counts))
         .collect()
-}
-
-fn compare(which: &str, mine: &BySite, theirs: &BySite, differences: &mut Vec<String>) {
-    let unknown = theirs.keys().filter(|key| !mine.contains_key(*key));
-    for key in mine.keys().chain(unknown) {
-        let of = |counts: &BySite| counts.get(key).copied().unwrap_or_default();
-        let (mine, theirs) = (of(mine), of(theirs));
-        if mine != theirs {
-            let (site, kind) = key;
-            differences.push(format!(
-                "{which}{site} {kind}: books {} of {} open, profile {} of {}",
-                mine.open, mine.opened, theirs.open, theirs.opened
-            ));
-        }
-    }
 }

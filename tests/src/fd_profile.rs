@@ -2,11 +2,9 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use anyhow::{bail, ensure};
-
 use crate::{
     Result,
-    profile::{Frame, Sample, Samples},
+    profile::{self, Frame, Sample, Samples},
 };
 
 /// The two values of a sample.
@@ -56,21 +54,8 @@ pub struct FdStack {
 
 impl FdStack {
     fn new(sample: Sample) -> Result<Self> {
-        let [opened, open] = sample.values[..] else {
-            bail!("a sample has {} values instead of 2", sample.values.len());
-        };
-        let (mut kind, mut inherited) = (None, false);
-        for (key, value) in sample.labels {
-            match key.as_str() {
-                "kind" => kind = Some(value),
-                _ if (key.as_str(), value.as_str()) == INHERITED => inherited = true,
-                // What a label says is fixed: paths and addresses would make a stack of each descriptor.
-                _ => bail!("an unknown label {key}={value}"),
-            }
-        }
-        let Some(kind) = kind else {
-            bail!("a sample has no kind: {:?}", sample.frames);
-        };
+        let [opened, open] = sample.values()?;
+        let (kind, inherited) = sample.kind(INHERITED)?;
         Ok(Self {
             frames: sample.frames,
             kind,
@@ -81,15 +66,7 @@ impl FdStack {
 
     /// Whether a function of this name is in the stack.
     pub fn contains(&self, function: &str) -> bool {
-        self.frames.iter().any(|frame| frame.function == function)
-    }
-
-    /// The innermost function whose name begins with `prefix`.
-    fn innermost(&self, prefix: &str) -> Option<&str> {
-        self.frames
-            .iter()
-            .map(|frame| frame.function.as_str())
-            .find(|name| name.starts_with(prefix))
+        profile::contains(&self.frames, function)
     }
 }
 
@@ -106,11 +83,7 @@ impl Fds {
     /// Reads and checks a profile.
     pub fn read(path: &Path) -> Result<Self> {
         let profile = Samples::read(path, &SAMPLE_TYPES)?;
-        ensure!(
-            profile.default_sample_type == "inuse_fds",
-            "the default sample type is {}",
-            profile.default_sample_type
-        );
+        profile.check_default("inuse_fds")?;
         let stacks = profile
             .samples
             .into_iter()
@@ -127,7 +100,7 @@ impl Fds {
     pub fn by_site(&self, prefix: &str, inherited: bool) -> BTreeMap<(String, String), Counts> {
         let mut sums: BTreeMap<_, Counts> = BTreeMap::new();
         for stack in self.stacks.iter().filter(|stack| stack.inherited == inherited) {
-            if let Some(function) = stack.innermost(prefix) {
+            if let Some(function) = profile::innermost(&stack.frames, prefix) {
                 let key = (function.to_owned(), stack.kind.clone());
                 sums.entry(key).or_default().add(stack.counts);
             }

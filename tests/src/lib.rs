@@ -7,11 +7,14 @@
 pub mod child;
 pub mod compile;
 pub mod descriptors;
+pub mod driven;
 pub mod family;
 pub mod fd_profile;
 pub mod gdb;
 pub mod ground;
 pub mod kernel;
+pub mod mapping_books;
+pub mod mmap_profile;
 pub mod net;
 pub mod profile;
 pub mod serial;

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use memtrace::profile::{INHERITED, decode_gz, proto as pprof};
 
 use crate::Result;
@@ -55,6 +55,17 @@ pub struct Frame {
     pub address: u64,
 }
 
+/// Whether a function of this name is among the frames.
+pub fn contains(frames: &[Frame], function: &str) -> bool {
+    frames.iter().any(|frame| frame.function == function)
+}
+
+/// The innermost function whose name begins with `prefix`, of frames that begin with the innermost.
+pub fn innermost<'a>(frames: &'a [Frame], prefix: &str) -> Option<&'a str> {
+    let mut names = frames.iter().map(|frame| frame.function.as_str());
+    names.find(|name| name.starts_with(prefix))
+}
+
 /// One sample: a stack, innermost frame first, and what was allocated there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack {
@@ -74,15 +85,12 @@ impl Stack {
 
     /// Whether a function of this name is in the stack.
     pub fn contains(&self, function: &str) -> bool {
-        self.frames.iter().any(|frame| frame.function == function)
+        contains(&self.frames, function)
     }
 
     /// The innermost function whose name begins with `prefix`.
     pub fn innermost(&self, prefix: &str) -> Option<&str> {
-        self.frames
-            .iter()
-            .map(|frame| frame.function.as_str())
-            .find(|name| name.starts_with(prefix))
+        innermost(&self.frames, prefix)
     }
 }
 
@@ -154,13 +162,11 @@ impl Heap {
 }
 
 fn stack(sample: Sample) -> Result<Stack> {
+    let [alloc_objects, alloc_bytes, inuse_objects, inuse_bytes] = sample.values()?;
     let inherited = sample
         .labels
         .iter()
         .any(|(key, value)| (key.as_str(), value.as_str()) == INHERITED);
-    let [alloc_objects, alloc_bytes, inuse_objects, inuse_bytes] = sample.values[..] else {
-        bail!("a sample has {} values instead of 4", sample.values.len());
-    };
     Ok(Stack {
         frames: sample.frames,
         values: Values {
@@ -195,8 +201,7 @@ pub struct Samples {
 pub struct Sample {
     /// Innermost frame first.
     pub frames: Vec<Frame>,
-    /// One for each sample type.
-    pub values: Vec<i64>,
+    values: Vec<i64>,
     /// Keys and their strings.
     pub labels: Vec<(String, String)>,
 }
@@ -212,7 +217,7 @@ impl Samples {
     fn flatten(profile: &pprof::Profile, sample_types: &[(&str, &str)]) -> Result<Self> {
         let strings = Strings(&profile.string_table);
         strings.check_sample_types(&profile.sample_type, sample_types)?;
-        let functions: HashMap<u64, &pprof::Function> = profile.function.iter().map(|f| (f.id, f)).collect();
+        let functions = profile.function.iter().map(|f| (f.id, f)).collect();
         let mut locations = HashMap::new();
         for location in &profile.location {
             locations.insert(location.id, strings.frames(location, &functions)?);
@@ -236,9 +241,42 @@ impl Samples {
             duration_nanos: profile.duration_nanos,
         })
     }
+
+    /// Insists on the sample type that viewers show first.
+    pub fn check_default(&self, name: &str) -> Result<()> {
+        ensure!(
+            self.default_sample_type == name,
+            "the default sample type is {:?}",
+            self.default_sample_type
+        );
+        Ok(())
+    }
 }
 
 impl Sample {
+    /// The values, one for each of `N` sample types.
+    pub fn values<const N: usize>(&self) -> Result<[i64; N]> {
+        let values = <[i64; N]>::try_from(self.values.as_slice());
+        values
+            .ok()
+            .with_context(|| format!("a sample has {} values instead of {N}", self.values.len()))
+    }
+
+    /// The value of the label `kind`, and whether the label `inherited` is there. No other label may be.
+    pub fn kind(&self, inherited: (&str, &str)) -> Result<(String, bool)> {
+        let (mut kind, mut is_inherited) = (None, false);
+        for (key, value) in &self.labels {
+            match (key.as_str(), value.as_str()) {
+                ("kind", value) => kind = Some(value.to_owned()),
+                label if label == inherited => is_inherited = true,
+                // What labels say is fixed: a path or an address would make a stack of each thing that is held.
+                label => bail!("an unknown label: {label:?}"),
+            }
+        }
+        let kind = kind.with_context(|| format!("a sample has no kind: {:?}", self.frames))?;
+        Ok((kind, is_inherited))
+    }
+
     fn read(
         sample: &pprof::Sample,
         locations: &HashMap<u64, Vec<Frame>>,

@@ -104,20 +104,30 @@ impl Memtrace {
         self.child.is_running()
     }
 
-    /// Waits until memtrace has written the file, as after SIGUSR1, and reads it.
+    /// Waits until memtrace has written the heap profile of this name, as after SIGUSR1, and reads it.
     pub fn snapshot(&self, name: &str) -> Result<Heap> {
-        await_file(|| Heap::read(&output(&self.directory).join(name)))
+        self.profile(name, Heap::read)
+    }
+
+    /// As [`Self::snapshot`], of any profile.
+    pub fn profile<T>(&self, name: &str, read: impl Fn(&Path) -> Result<T>) -> Result<T> {
+        await_file(|| read(&output(&self.directory).join(name)))
+    }
+
+    /// As [`Self::profile`], of a process beside the first.
+    pub fn profile_of<T>(&self, pid: u32, name: &str, read: impl Fn(&Path) -> Result<T>) -> Result<T> {
+        await_file(|| read(&family::file_of(&output(&self.directory), pid, name)?))
     }
 
     /// Has memtrace write its next snapshot of the descriptors, and reads it; the `number`th, from 1 on.
     pub fn fd_snapshot(&self, number: u32) -> Result<Fds> {
         self.signal(libc::SIGUSR1)?;
-        await_file(|| Fds::read(&output(&self.directory).join(format!("fd-{number:04}.pb.gz"))))
+        self.profile(&format!("fd-{number:04}.pb.gz"), Fds::read)
     }
 
     /// Reads the first snapshot of the descriptors of a process beside the first, once it has been asked for.
     pub fn fd_snapshot_of(&self, pid: u32) -> Result<Fds> {
-        await_file(|| Fds::read(&family::file_of(&output(&self.directory), pid, "fd-0001.pb.gz")?))
+        self.profile_of(pid, "fd-0001.pb.gz", Fds::read)
     }
 
     /// Sends SIGINT, as Ctrl-C does, and waits for the end.
@@ -138,30 +148,40 @@ impl Memtrace {
 }
 
 impl Outcome {
-    fn ensure_success(&self) -> Result<()> {
-        if self.code != Some(0) {
-            bail!("memtrace ended with {:?}:\n{}", self.code, self.stderr);
-        }
-        Ok(())
+    /// Insists on exit code 0 and a heap profile.
+    pub fn succeeded(self) -> Result<(Heap, Self)> {
+        let heap = self.profile("heap.pb.gz", Heap::read)?;
+        Ok((heap, self))
+    }
+
+    /// Insists on exit code 0 and a profile of this name, and reads it.
+    pub fn profile<T>(&self, name: &str, read: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        self.check_code()?;
+        read(&self.output().join(name))
+    }
+
+    /// As [`Self::profile`], of a process beside the first.
+    pub fn profile_of<T>(&self, pid: u32, name: &str, read: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        self.check_code()?;
+        read(&family::file_of(&self.output(), pid, name)?)
     }
 
     /// Insists on exit code 0 and a profile of the descriptors.
     pub fn fds(&self) -> Result<Fds> {
-        self.ensure_success()?;
-        Fds::read(&self.output().join("fd.pb.gz"))
+        self.profile("fd.pb.gz", Fds::read)
     }
 
-    /// Insists on exit code 0 and a profile of the descriptors of a process beside the first.
+    /// As [`Self::fds`], of a process beside the first.
     pub fn fds_of(&self, pid: u32) -> Result<Fds> {
-        self.ensure_success()?;
-        Fds::read(&family::file_of(&self.output(), pid, "fd.pb.gz")?)
+        self.profile_of(pid, "fd.pb.gz", Fds::read)
     }
 
-    /// Insists on exit code 0 and a heap profile.
-    pub fn succeeded(self) -> Result<(Heap, Self)> {
-        self.ensure_success()?;
-        let heap = Heap::read(&self.output().join("heap.pb.gz"))?;
-        Ok((heap, self))
+    /// Insists on exit code 0.
+    pub fn check_code(&self) -> Result<()> {
+        if self.code != Some(0) {
+            bail!("memtrace ended with {:?}:\n{}", self.code, self.stderr);
+        }
+        Ok(())
     }
 
     /// The heap profiles of the processes beside the first.

@@ -113,34 +113,11 @@ NOINLINE static void receive_visitor(struct worker *self)
     pthread_join(visitor, NULL);
 }
 
-static pthread_mutex_t parking_lock;
-static pthread_cond_t parking_changed;
-static uint64_t round_number, round_seed, round_operations;
-static size_t parked;
-
-static void seed(struct worker *self, uint64_t number)
-{
-    /* Spread the seeds; xorshift must not start at 0. */
-    self->random = number * 0x9e3779b97f4a7c15u | 1;
-}
-
-static void await_round(struct worker *self, uint64_t *last)
-{
-    pthread_mutex_lock(&parking_lock);
-    parked++;
-    pthread_cond_broadcast(&parking_changed);
-    while (round_number == *last)
-        pthread_cond_wait(&parking_changed, &parking_lock);
-    *last = round_number;
-    seed(self, round_seed * 64 + (uint64_t)(self - workers));
-    pthread_mutex_unlock(&parking_lock);
-}
-
 NOINLINE static void *worker_main(void *argument)
 {
     struct worker *self = argument;
     for (uint64_t last = 0;;) {
-        await_round(self, &last);
+        await_round(&last, &self->random, (size_t)(self - workers));
         for (uint64_t done = 0; done < round_operations; done++) {
             operate(self, (unsigned)random_below(self, 8));
             if (done % VISITOR_EVERY == VISITOR_EVERY / 2)
@@ -148,26 +125,6 @@ NOINLINE static void *worker_main(void *argument)
         }
     }
     return NULL;
-}
-
-static void await_quiet(void)
-{
-    pthread_mutex_lock(&parking_lock);
-    while (parked < worker_count)
-        pthread_cond_wait(&parking_changed, &parking_lock);
-    pthread_mutex_unlock(&parking_lock);
-}
-
-static void run_round(uint64_t operations, uint64_t seed)
-{
-    pthread_mutex_lock(&parking_lock);
-    round_operations = (operations + worker_count - 1) / worker_count;
-    round_seed = seed;
-    parked = 0;
-    round_number++;
-    pthread_cond_broadcast(&parking_changed);
-    pthread_mutex_unlock(&parking_lock);
-    await_quiet();
 }
 
 /* Also in a child, where no thread but the caller is left. */
@@ -294,7 +251,7 @@ static void obey(const char *line)
     } else if (sscanf(line, "starve %llu %llu", &operations, &number) == 2) {
         starve(operations, number);
     } else if (sscanf(line, "ring %llu %llu", &operations, &number) == 2) {
-        seed(&commander, number);
+        commander.random = seed_of(number, 0);
         work_by_ring(&commander, operations);
     } else if (sscanf(line, "reopen %31s", what) == 1) {
         reopen(&commander, what);
@@ -354,7 +311,7 @@ static struct listener listen_on(int domain)
 static void equip(struct worker *self, size_t index)
 {
     static const int domains[LISTENERS] = {AF_INET, AF_INET6, AF_UNIX};
-    seed(self, index + 1);
+    self->random = seed_of(0, index);
     self->range = FIRST_RANGE + (int)index * RANGE_LENGTH;
     for (size_t i = 0; i < LISTENERS; i++)
         self->listeners[i] = listen_on(domains[i]);
@@ -434,7 +391,7 @@ static void prepare(const char *directory, bool is_again)
     hold_for_reopening();
     for (size_t i = 0; i < worker_count; i++)
         equip(&workers[i], i);
-    seed(&commander, 1);
+    commander.random = seed_of(1, 0);
     for_each_descriptor(book_before);
     hold_prior(&commander);
     probe_sites(&workers[0]);

@@ -41,8 +41,8 @@ enum {
     MAX_FDS = 4096,
 };
 
-/* From include/uapi/linux/magic.h, where older headers lack it. */
-enum { MAGIC_OF_MQUEUE = 0x19800202, MAGIC_OF_SECRETMEM = 0x5345434d };
+/* SECRETMEM_MAGIC of include/uapi/linux/magic.h, which older headers lack. */
+enum { MAGIC_OF_SECRETMEM = 0x5345434d };
 
 enum { PROTOCOL_MPTCP = 262 }; /* include/uapi/linux/in.h */
 
@@ -225,8 +225,8 @@ static enum kind kind_in_kernel(int fd)
         return A_PIPE;
     if (S_ISDIR(status.st_mode))
         return A_DIR;
-    if (fstatfs(fd, &system) == 0 && (system.f_type == MAGIC_OF_MQUEUE || system.f_type == MAGIC_OF_SECRETMEM))
-        return OTHER;
+    if (fstatfs(fd, &system) == 0 && system.f_type == MAGIC_OF_SECRETMEM)
+        return MEMFD;
     return A_FILE;
 }
 

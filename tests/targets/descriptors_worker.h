@@ -7,6 +7,7 @@
 #include <sys/un.h>
 
 #include "descriptors_sites.h"
+#include "rounds.h"
 
 enum { LISTENERS = 3, PENDING_MAX = 64 };
 
@@ -35,7 +36,6 @@ struct worker {
 };
 
 static struct worker workers[MAX_THREADS];
-static size_t worker_count;
 
 /* The directory that all paths are relative to, and a handle of a file in it. */
 static int work_directory = -1;
@@ -50,19 +50,9 @@ static _Atomic bool starving;
 /* In a child of a raw clone no stream can be made: another thread may have held a lock of malloc's. */
 static bool in_raw_child;
 
-/* xorshift64: the same seed gives the same choices. */
-static uint64_t next_random(struct worker *self)
-{
-    uint64_t x = self->random;
-    x ^= x << 13;
-    x ^= x >> 7;
-    x ^= x << 17;
-    return self->random = x;
-}
-
 static uint64_t random_below(struct worker *self, uint64_t bound)
 {
-    return (next_random(self) >> 16) % bound;
+    return (next_random(&self->random) >> 16) % bound;
 }
 
 static bool one_in(struct worker *self, unsigned n)

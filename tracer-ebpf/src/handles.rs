@@ -106,6 +106,18 @@ impl FdKind {
     }
 }
 
+/// What the books say instead of the index of a stack when no traced code opened a descriptor.
+pub mod opener {
+    /// It was open when tracing began.
+    pub const BEFORE: u32 = u32::MAX;
+    /// The program that the process executed before this one left it open.
+    pub const EARLIER_PROGRAM: u32 = u32::MAX - 1;
+    /// An io_uring opened it, in a thread of the kernel.
+    pub const IO_URING: u32 = u32::MAX - 2;
+    /// A call that is not traced opened it, or one that was lost.
+    pub const UNTRACED: u32 = u32::MAX - 3;
+}
+
 /// What is behind a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -121,6 +133,9 @@ pub enum MappingKind {
 }
 
 impl MappingKind {
+    /// In place of a kind: that of what `mremap` moved.
+    pub const MOVED: u8 = 4;
+
     /// The kind with this value.
     pub const fn from_u8(value: u8) -> Self {
         match value {
@@ -173,8 +188,10 @@ pub struct MapEvent {
     pub time: u64,
     /// First byte (virtual address); for [`MapEventKind::ThreadStarted`] the stack pointer that the thread began with.
     pub begin: u64,
-    /// Bytes, a multiple of the page size.
+    /// Bytes, a multiple of the page size; 0 if the call does not tell (`shmat`, `shmdt`).
     pub length: u64,
+    /// [`MapEventKind::Mapped`] by `mremap`: where it was before (virtual address).
+    pub source: u64,
     /// A [`MapEventKind`].
     pub kind: u32,
     /// The address space.
@@ -185,7 +202,7 @@ pub struct MapEvent {
     pub flags: u32,
     /// The thread that did it; of [`MapEventKind::ThreadStarted`] and [`MapEventKind::ThreadEnded`] the one that they are of.
     pub thread: u32,
-    /// A [`MappingKind`].
+    /// A [`MappingKind`], or [`MappingKind::MOVED`].
     pub mapping: u8,
     /// 1 if the thread was in a call of the allocator.
     pub in_allocator: u8,
@@ -193,7 +210,7 @@ pub struct MapEvent {
     pub _pad: u16,
 }
 
-const _: () = assert!(size_of::<MapEvent>() == 48);
+const _: () = assert!(size_of::<MapEvent>() == 56);
 
 /// What a [`MapEvent`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,3 +229,103 @@ pub enum MapEventKind {
     /// The address space was made by a fork, with all that its parent maps.
     Forked = 6,
 }
+
+impl MapEventKind {
+    /// Every kind.
+    pub const ALL: [Self; 6] = [
+        Self::Mapped,
+        Self::Unmapping,
+        Self::Undone,
+        Self::ThreadStarted,
+        Self::ThreadEnded,
+        Self::Forked,
+    ];
+}
+
+/// One open descriptor: which one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct FdKey {
+    /// The descriptor table: the number of the address space that it began with, or one from the same sequence.
+    pub table: u32,
+    /// The descriptor.
+    pub number: i32,
+}
+
+/// One open descriptor: what is known of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Fd {
+    /// When it was opened: `CLOCK_MONOTONIC` (nanoseconds).
+    pub opened: u64,
+    /// Index into the stacks, or an [`opener`].
+    pub stack: u32,
+    /// A [`FdKind`].
+    pub kind: u32,
+}
+
+/// What is known of a descriptor table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Table {
+    /// No descriptor above this one is in the books.
+    pub highest: i32,
+    /// Padding.
+    pub _pad: u32,
+}
+
+/// Where the kernel keeps what decides a descriptor's kind (offsets in bytes), taken from its BTF.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Offsets {
+    /// 1 if the others are known.
+    pub known: u32,
+    /// `task_struct.files`.
+    pub task_files: u32,
+    /// `files_struct.fdt`.
+    pub files_fdt: u32,
+    /// `fdtable.max_fds`.
+    pub fdt_max: u32,
+    /// `fdtable.fd`.
+    pub fdt_fd: u32,
+    /// `file.f_inode`.
+    pub file_inode: u32,
+    /// `file.private_data`: of a socket's file, its `socket`.
+    pub file_private: u32,
+    /// `inode.i_mode`.
+    pub inode_mode: u32,
+    /// `inode.i_sb`.
+    pub inode_super: u32,
+    /// `super_block.s_magic`.
+    pub super_magic: u32,
+    /// `socket.sk`.
+    pub socket_sock: u32,
+    /// `sock.__sk_common.skc_family`.
+    pub sock_family: u32,
+    /// `sock.sk_type`.
+    pub sock_type: u32,
+    /// `sock.sk_protocol`.
+    pub sock_protocol: u32,
+    /// `io_kiocb.opcode`; 0 if it is not known.
+    pub request_opcode: u32,
+    /// `io_close.fd`, of a request that closes.
+    pub close_fd: u32,
+}
+
+/// Bits of [`super::layout::Control::classes`]: what is traced.
+pub mod classes {
+    /// Blocks of allocators.
+    pub const HEAP: u32 = 1;
+    /// Descriptors.
+    pub const FD: u32 = 2;
+    /// Mappings.
+    pub const MAPPING: u32 = 4;
+    /// New memory.
+    pub const GROWTH: u32 = 8;
+}
+
+/// Room for some 65,000 [`MapEvent`]s that user space has not read so far (bytes).
+pub const MAP_EVENT_BYTES: u32 = 4 << 20;
+
+const _: () = assert!(size_of::<FdKey>() == 8);
+const _: () = assert!(size_of::<Fd>() == 16);

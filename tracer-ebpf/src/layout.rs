@@ -12,7 +12,7 @@ pub const TICK_SHIFT: u32 = 24;
 pub const OVERFLOW_STACK: u32 = 0;
 
 /// One live block: which one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct BlockKey {
     /// Virtual address that the allocator returned.
@@ -71,8 +71,13 @@ pub struct Stack {
     pub end: u8,
     /// 1 once the stack is complete.
     pub ready: u8,
+    /// A [`crate::handles::Class`]: what the books are of. In those of descriptors and mappings only
+    /// [`Stack::alloc_objects`] and [`Stack::alloc_bytes`] count.
+    pub class: u8,
+    /// What kind of it.
+    pub kind: u8,
     /// Padding.
-    pub _pad: [u8; 6],
+    pub _pad: [u8; 4],
     /// The address space whose books these are; 0 for [`OVERFLOW_STACK`].
     pub space: u32,
     /// The stack that these blocks were allocated at by an ancestor, and inherited from by fork; 0 if they are the
@@ -170,10 +175,26 @@ pub enum Counter {
     NoticesLost = 14,
     /// Stacks of inherited blocks that the stack table had no room for.
     NotInherited = 15,
+    /// Descriptors that were opened and are not in the books because the table of descriptors was full.
+    FdsFull = 16,
+    /// Descriptors whose numbers the kernel wrote into the process's memory, from where they could not be read.
+    FdsUnreadable = 17,
+    /// Descriptors booked without a stack.
+    FdsWithoutStack = 18,
+    /// Calls that closed more descriptors at once than could be followed, or copied a table with more.
+    FdRangesTooLarge = 19,
+    /// Changes of mappings that user space did not get because it was too slow.
+    MapEventsLost = 20,
+    /// Mappings that were noted without a stack.
+    MappingsWithoutStack = 21,
+    /// Touched pages that were drawn and not recorded.
+    TouchesLost = 22,
+    /// Threads that got a descriptor table of their own, which is not shown.
+    PrivateTables = 23,
 }
 
 /// How many counters there are.
-pub const COUNTERS: usize = 16;
+pub const COUNTERS: usize = 24;
 /// The address space that [`Counter::ProcessesFull`] and [`Counter::NoticesLost`] are counted for: none.
 pub const NO_SPACE: u32 = 0;
 
@@ -210,6 +231,14 @@ pub struct Control {
     pub sampled: u32,
     /// 1 if blocks are left out on purpose: a free of a block that is not in the books then says nothing.
     pub selective: u32,
+    /// What is traced: bits of [`crate::handles::classes`].
+    pub classes: u32,
+    /// Of the pages that are touched one in this many is recorded: a power of two.
+    pub touch_distance: u32,
+    /// Not 0 once a thread has a descriptor table of its own.
+    pub private_tables: u32,
+    /// Padding.
+    pub _pad: u32,
 }
 
 /// Room for the frames of some 40,000 stacks that user space has not read so far (bytes).
@@ -229,10 +258,14 @@ pub struct FramesHeader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Member {
-    /// Its address space.
+    /// Its address space; [`NO_SPACE`] of one that is not traced, and only shares its descriptors.
     pub space: u32,
     /// 1 if the address space is that of the process that made this one (`vfork`, `CLONE_VM`), until it executes a program.
     pub borrowed: u32,
+    /// Its descriptor table.
+    pub table: u32,
+    /// The address space whose books its stacks are in, and whose mappings they are unwound with.
+    pub stacks: u32,
 }
 
 /// What user space knows of an address space.
@@ -303,8 +336,8 @@ pub struct Notice {
     pub earlier: u32,
     /// [`NoticeKind::Forked`]: the process that forked it. Else the process itself.
     pub by: u32,
-    /// Padding.
-    pub _pad: u32,
+    /// Its descriptor table.
+    pub table: u32,
     /// The name of the thread that the notice is from, ended by a zero.
     pub name: [u8; 16],
 }
@@ -431,7 +464,7 @@ pub mod inner {
 }
 
 /// Where user space puts the programs in the arrays that tail calls go through: [`WALK`](tail::WALK) in that of the
-/// uprobes, [`INHERIT`](tail::INHERIT) in that of the tracepoints.
+/// uprobes and in that of the raw tracepoints, [`INHERIT`](tail::INHERIT) in that of the tracepoints.
 pub mod tail {
     /// Walks on.
     pub const WALK: u32 = 0;
@@ -439,6 +472,14 @@ pub mod tail {
     pub const NOWHERE: u32 = 1;
     /// Copies the parent's books for its child.
     pub const INHERIT: u32 = 0;
+    /// Books what a system call did, once its stack is known.
+    pub const BOOK_CALL: u32 = 2;
+    /// Books a touched page, once its stack is known.
+    pub const BOOK_TOUCH: u32 = 3;
+    /// Books what an io_uring did, once its stack is known.
+    pub const BOOK_REQUEST: u32 = 4;
+    /// As [`BOOK_CALL`], of `clone`.
+    pub const BOOK_CLONE: u32 = 5;
     /// How many places there are.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 6;
 }

@@ -104,8 +104,10 @@ pub struct Walk {
     is_return: u8,
     /// 1 if the innermost frame is not to be stored.
     skip: u8,
+    /// An [`EndReason`]: why it stopped, once it has.
+    pub end: u8,
     /// Padding.
-    _pad: [u8; 3],
+    _pad: [u8; 2],
     /// For the copy of the frames that goes to user space; they follow.
     pub header: FramesHeader,
     /// What it found, innermost first, packed by [`frame::pack`].
@@ -150,7 +152,8 @@ impl Walk {
             repeatable: 0,
             is_return: 0,
             skip: 0,
-            _pad: [0; 3],
+            end: 0,
+            _pad: [0; 2],
             header: FramesHeader { stack: 0, len: 0 },
             frames: [0; MAX_FRAMES],
             check_values: [0; MAX_CHECKS],
@@ -224,6 +227,23 @@ impl Walk {
         // Nothing was noted that tells this stack from others.
         self.repeatable = 0;
         self.push_frame(0);
+    }
+
+    /// Leaves the first frame as that of a function that keeps nothing on the stack, so that its return address is there;
+    /// false if no code is at that address. For functions without a row that are known to be like that.
+    #[inline(always)]
+    pub fn leave_leaf(&mut self, memory: &impl Memory, tables: &impl Tables) -> bool {
+        let Some(return_address) = self.read_noted(self.sp, memory) else {
+            return false;
+        };
+        let Some(mapping) = tables.mapping(return_address.wrapping_sub(1)) else {
+            return false;
+        };
+        self.mapping = mapping;
+        self.sp = self.sp.wrapping_add(8);
+        self.pc = return_address;
+        self.is_return = 1;
+        true
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, num::NonZeroU64, path::PathBuf, time::Duration};
 
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, Parser, ValueEnum};
 
 use crate::{profile::AllocatorFrames, snapshot::Selection};
 
@@ -15,6 +15,8 @@ Examples:
   sudo memtrace --pid 1234                       until Ctrl-C or until the process ends
   sudo memtrace --pid 1234 --duration 30s        for 30 seconds
   sudo memtrace --pid 1234 --sample-bytes 512k   estimates from few blocks, at the least cost
+  sudo memtrace --pid 1234 --profiles fd         open files and sockets only, by who opened them
+  sudo memtrace --pid 1234 --growth              who touches new memory, without probes in the allocator
   sudo memtrace --children --pid 1234            it, its children and what they execute
   sudo memtrace -- ./server --port 80            a program from its first instruction on
   sudo kill -USR1 $(pidof memtrace)              a snapshot now; tracing goes on
@@ -22,10 +24,10 @@ Examples:
 
 Exit codes: 0 done, 1 run-time failure, 2 usage, 3 no privilege or kernel feature, 4 no such process.";
 
-/// Says which code of a running process holds its memory.
+/// Says which code of a running process holds its memory, descriptors and mappings.
 ///
-/// Attaches to an unmodified Linux process, records every allocation and free from then on, and writes what is still
-/// live at the end as a pprof profile, attributed to the code that allocated it.
+/// Attaches to an unmodified Linux process, records from then on what it allocates, opens and maps, and writes what it still
+/// holds at the end as pprof profiles, attributed to the code that did it.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "memtrace", version, override_usage = USAGE, after_help = AFTER_HELP)]
 pub struct Arguments {
@@ -36,6 +38,28 @@ pub struct Arguments {
     /// Trace the processes that it forks, too, and the programs that they execute; each gets a profile of its own.
     #[arg(long, short)]
     pub children: bool,
+
+    /// What to trace, separated by commas: heap, fd (descriptors: files, sockets, ...), mmap, growth.
+    ///
+    /// heap needs probes in the allocator; fd, mmap and growth do not, but every process on the machine pays some
+    /// 50 nanoseconds for each system call while they are traced.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "heap,fd,mmap"
+    )]
+    pub profiles: Vec<ProfileKind>,
+
+    /// Only who touches new memory, from a sample of the page faults, and who moves the heap's end and maps: as
+    /// --profiles growth. For programs that allocate too fast for more.
+    #[arg(long, conflicts_with = "profiles")]
+    pub growth: bool,
+
+    /// List each open descriptor, with its path or its socket's addresses and state, in the report and in fd-details.json.
+    #[arg(long)]
+    pub fd_details: bool,
 
     /// Stop after this time: 30s, 5m, 2h, or 1m30s [default: until Ctrl-C or until the process ends].
     #[arg(long, short, value_name = "TIME", value_parser = parse_duration)]
@@ -104,6 +128,19 @@ pub struct Arguments {
     pub floor: bool,
 }
 
+/// What can be traced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProfileKind {
+    /// Blocks of allocators: heap.pb.gz.
+    Heap,
+    /// Descriptors: fd.pb.gz.
+    Fd,
+    /// Mappings: mmap.pb.gz.
+    Mmap,
+    /// New memory: growth.pb.gz.
+    Growth,
+}
+
 /// Room for so many live blocks, unless there is a wish.
 const MAX_LIVE: u32 = 1 << 20;
 /// When blocks are sampled: room for so many at least.
@@ -122,6 +159,14 @@ impl Arguments {
         };
         self.max_live
             .unwrap_or_else(|| self.sample_bytes.map_or(MAX_LIVE, sampled))
+    }
+
+    /// Whether this is traced.
+    pub fn wants(&self, kind: ProfileKind) -> bool {
+        match self.growth {
+            true => kind == ProfileKind::Growth,
+            false => self.profiles.contains(&kind),
+        }
     }
 
     /// Which blocks are recorded and shown.
@@ -210,7 +255,9 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 mod tests {
     use clap::Parser as _;
 
-    use super::{AllocatorFrames, Arguments, Duration, parse_distance, parse_duration, parse_size};
+    use super::{
+        AllocatorFrames, Arguments, Duration, ProfileKind, parse_distance, parse_duration, parse_size,
+    };
 
     #[test]
     fn sizes() {
@@ -253,6 +300,26 @@ mod tests {
             frames(&["--exclude-allocator-frames=true"]),
             AllocatorFrames::Exclude
         );
+    }
+
+    #[test]
+    fn what_is_traced() {
+        let wants = |options: &[&str]| {
+            let arguments = parse(options);
+            let all = [
+                ProfileKind::Heap,
+                ProfileKind::Fd,
+                ProfileKind::Mmap,
+                ProfileKind::Growth,
+            ];
+            all.map(|kind| arguments.wants(kind))
+        };
+        assert_eq!(wants(&[]), [true, true, true, false]);
+        assert_eq!(wants(&["--growth"]), [false, false, false, true]);
+        assert_eq!(wants(&["--profiles", "fd,growth"]), [false, true, false, true]);
+        let both = ["memtrace", "--pid", "1", "--growth", "--profiles", "heap"];
+        assert!(Arguments::try_parse_from(both).is_err());
+        assert!(Arguments::try_parse_from(["memtrace", "--pid", "1", "--profiles", "heaps"]).is_err());
     }
 
     #[test]

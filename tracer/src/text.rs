@@ -39,9 +39,14 @@ pub fn bytes(value: u64) -> String {
 
 /// `1 object`, `12.3 k objects`.
 pub fn objects(value: u64) -> String {
+    counted(value, "object", "objects")
+}
+
+/// `1 mapping`, `12.3 k mappings`: a number of things, whose name in the singular and the plural this takes.
+pub fn counted(value: u64, one: &str, many: &str) -> String {
     match value {
-        1 => "1 object".to_owned(),
-        _ => format!("{} objects", count(value)),
+        1 => format!("1 {one}"),
+        _ => format!("{} {many}", count(value)),
     }
 }
 
@@ -59,10 +64,19 @@ pub fn error_margin(ratio: f64) -> String {
 
 /// `+1.2 MiB`, `−512 bytes`, `±0`.
 pub fn change(value: i64) -> String {
+    signed(value, bytes)
+}
+
+/// `+12`, `−1.2 k`, `±0`.
+pub fn count_change(value: i64) -> String {
+    signed(value, count)
+}
+
+fn signed(value: i64, amount: fn(u64) -> String) -> String {
     match value {
         0 => "±0".to_owned(),
-        1.. => format!("+{}", bytes(value.unsigned_abs())),
-        _ => format!("−{}", bytes(value.unsigned_abs())),
+        1.. => format!("+{}", amount(value.unsigned_abs())),
+        _ => format!("−{}", amount(value.unsigned_abs())),
     }
 }
 
@@ -111,7 +125,7 @@ pub fn share(part: u64, whole: u64) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::{bytes, change, count, duration, printable, share};
+    use super::{bytes, change, count, count_change, counted, duration, printable, share};
 
     #[test]
     fn numbers_have_units() {
@@ -145,6 +159,12 @@ mod tests {
             (i64::MIN, "−8.0 EiB"),
         ] {
             assert_eq!(change(value), text);
+        }
+        for (value, text) in [(0, "±0"), (12, "+12"), (-1_234, "−1.2 k")] {
+            assert_eq!(count_change(value), text);
+        }
+        for (value, text) in [(0, "0 mice"), (1, "1 mouse"), (1_000, "1.0 k mice")] {
+            assert_eq!(counted(value, "mouse", "mice"), text);
         }
     }
 

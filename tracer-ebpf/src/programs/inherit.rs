@@ -6,6 +6,7 @@ use aya_ebpf::{
     macros::tracepoint,
     programs::TracePointContext,
 };
+use memtrace_ebpf::handles::Class;
 use memtrace_ebpf::layout::{Block, BlockKey, Counter, FREED, GONE, Stack, tail};
 
 use super::{
@@ -79,7 +80,8 @@ fn inherit(ctx: TracePointContext) -> u32 {
         };
         // SAFETY: the pointer is to a map's element. Its sums may change, but not because of this process.
         let stack = unsafe { &*stack };
-        if stack.space == fork.parent && stack.ready != 0 && stack.alloc_objects > stack.freed_objects {
+        let holds = stack.class == Class::Heap as u8 && stack.alloc_objects > stack.freed_objects;
+        if stack.space == fork.parent && stack.ready != 0 && holds {
             copy_stack(id, fork.child);
         }
     }
@@ -123,6 +125,8 @@ fn copy(stack: &Stack, id: u32, child: u32) {
         (*slot).end = stack.end;
         (*slot).space = child;
         (*slot).origin = origin;
+        (*slot).class = Class::Heap as u8;
+        (*slot).kind = 0;
         (*slot).ready = 1;
     }
     let _full = maps::STACK_IDS.insert(&key, &new, BPF_NOEXIST as u64);

@@ -5,6 +5,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, ProgramArray, Queue, RingBuf},
 };
 use memtrace_ebpf::{
+    handles::{Fd, FdKey, MAP_EVENT_BYTES, Offsets, Table},
     layout::{Block, BlockKey, Control, FRAMES_BYTES, Ledger, Member, Space, Stack, WishKey, tail},
     sampling::{CLASSES, SizeClass},
     unwind::{Mapping, Page, Row},
@@ -66,6 +67,10 @@ pub struct Thread {
     pub space: u32,
     /// Its set of mappings.
     pub layout: u32,
+    /// In the kernel: which program books what the walk is for, by its place in [`KERNEL_TAILS`].
+    pub next: u32,
+    /// 1 while it is in a call that gives it a descriptor table of its own, which it shared before.
+    pub unshares: u32,
 }
 
 /// The books of a forking process that are to be copied.
@@ -103,6 +108,8 @@ pub static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE);
 pub static TAILS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
 #[map]
 pub static FORK_TAILS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
+#[map]
+pub static KERNEL_TAILS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
 #[map]
 pub static NOTICES: RingBuf = RingBuf::with_byte_size(1 << 19, 0);
 
@@ -156,6 +163,25 @@ pub static FRAMES: RingBuf = RingBuf::with_byte_size(FRAMES_BYTES, 0);
 pub static WALKS: Array<Walk> = Array::with_max_entries(WALK_COUNT, 0);
 #[map]
 pub static COPIES: Array<StackCopy> = Array::with_max_entries(WALK_COUNT, 0);
+
+/// Open descriptors; at load.
+#[map]
+pub static FDS: HashMap<FdKey, Fd> = HashMap::with_max_entries(1, 0);
+/// Descriptor tables; at load.
+#[map]
+pub static TABLES: HashMap<u32, Table> = HashMap::with_max_entries(1, 0);
+/// Threads that have a descriptor table of their own: which.
+#[map]
+pub static PRIVATE_TABLES: HashMap<u32, u32> = HashMap::with_max_entries(1024, 0);
+/// Where the kernel keeps what is read of it.
+#[map]
+pub static OFFSETS: Array<Offsets> = Array::with_max_entries(1, 0);
+/// Changes of mappings, on their way to user space.
+#[map]
+pub static MAP_EVENTS: RingBuf = RingBuf::with_byte_size(MAP_EVENT_BYTES, 0);
+/// Where the heap of each address space ended at the last `brk`; at load.
+#[map]
+pub static BREAKS: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
 
 /// Executable mappings; at load.
 #[map]

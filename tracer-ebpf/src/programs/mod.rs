@@ -1,6 +1,8 @@
 //! The programs, by what they keep: `heap` the books, `calls` the calls that have not returned, `inner` the probes that
 //! need no return, `sampling` the choice of blocks, `stack` the walk and the stacks, `process` the life of the targets,
-//! `inherit` what a fork copies.
+//! `inherit` what a fork copies; `syscalls` the system calls, `fds` the descriptors that they open and close, `files` what the
+//! kernel knows of those, `mappings` what they map, `growth` the pages that are touched, `io_uring` what is
+//! opened without a system call.
 //!
 //! Two rules hold for every uprobe program. It can be preempted, so state that outlives a helper call is kept by
 //! thread, never by CPU. And it must contain a tail call or use less than 64 bytes of stack: since Linux 6.13 any
@@ -9,13 +11,19 @@
 
 mod atomic;
 mod calls;
+mod fds;
+mod files;
+mod growth;
 mod heap;
 mod inherit;
 mod inner;
+mod io_uring;
+mod mappings;
 mod maps;
 mod process;
 mod sampling;
 mod stack;
+mod syscalls;
 
 use aya_ebpf::{EbpfContext, helpers::bpf_get_current_pid_tgid};
 use memtrace_ebpf::layout::{Control, Counter, NO_SPACE, tail};

@@ -1,17 +1,20 @@
 //! From registers to a stack's index: recognized from an earlier walk, or walked and interned.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, pt_regs},
     helpers::{
-        bpf_get_attach_cookie, bpf_probe_read_user,
+        bpf_get_attach_cookie, bpf_probe_read_kernel, bpf_probe_read_user,
         generated::{bpf_probe_read_user as probe_read_user, bpf_ringbuf_output, bpf_ringbuf_query},
     },
-    macros::uprobe,
-    programs::ProbeContext,
+    macros::{raw_tracepoint, uprobe},
+    programs::{ProbeContext, RawTracePointContext},
 };
 use memtrace_ebpf::{
     bound::masked,
+    handles::Class,
     layout::{
         Control, Counter, EndReason, FRAMES_BYTES, FramesHeader, MAX_FRAMES, OVERFLOW_STACK, inner, tail,
     },
@@ -29,6 +32,8 @@ use super::{
 const STEPS: u32 = 5;
 /// Walks tried when the first choice is in use by a thread that was preempted.
 const TRIES: u32 = 8;
+/// [`Thread::walk`] of a thread that has none.
+const NO_WALK: u32 = u32::MAX;
 
 /// The current thread's memory.
 struct CurrentThread<'a> {
@@ -84,6 +89,8 @@ impl Tables for LayoutTables {
 /// Where a walk begins.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum From {
+    /// Where the thread left for the kernel.
+    Kernel,
     /// At the return of the allocator: the registers are its caller's.
     Caller,
     /// Inside the allocator, whose own frame is not part of the stack.
@@ -98,6 +105,16 @@ pub struct Start {
 }
 
 impl Start {
+    /// Those that the kernel saved when the thread came.
+    #[inline(always)]
+    pub fn saved(regs: *const pt_regs) -> Self {
+        Self {
+            pc: saved(regs, offset_of!(pt_regs, rip)),
+            sp: saved(regs, offset_of!(pt_regs, rsp)),
+            fp: saved(regs, offset_of!(pt_regs, rbp)),
+        }
+    }
+
     /// Those of the moment.
     #[inline(always)]
     pub fn of(regs: &pt_regs) -> Self {
@@ -107,6 +124,14 @@ impl Start {
             fp: regs.rbp,
         }
     }
+}
+
+/// A register that the kernel saved, by its offset (bytes).
+#[inline(always)]
+pub fn saved(regs: *const pt_regs, offset: usize) -> u64 {
+    let place = regs.cast::<u8>().wrapping_add(offset).cast::<u64>();
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(place) }.unwrap_or(0)
 }
 
 /// Finds the stack of a call, then books the block that `thread` holds.
@@ -133,51 +158,169 @@ pub fn find_from<C: EbpfContext>(
     thread: &mut Thread,
 ) {
     let (space, tid) = ids;
-    let Start { pc, sp, fp } = start;
-    let Some((index, walk)) = lock(pc, sp, tid) else {
+    let Some((index, walk)) = lock(start.pc, start.sp, tid) else {
         count(Counter::WalksBusy, 1);
         return heap::book(space, thread.address, thread.size, OVERFLOW_STACK);
     };
-    if walk.start_pc == pc
-        && walk.start_sp == sp
-        && walk.thread == tid
-        && walk.space == space as u64
-        && walk.generation == control.generation
-        && walk.repeatable != 0
-        && (walk.needs_fp == 0 || walk.start_fp == fp)
-        && same_slots(walk, index)
-    {
+    if is_same(walk, index, &start, space, tid, control) {
         let stack = walk.stack;
         walk.locked = 0;
         return heap::book(space, thread.address, thread.size, stack);
     }
-    walk.begin(pc, sp, fp, from == From::Caller, from == From::Inside);
+    begin(walk, index, &start, from, (space, tid), control, thread);
+    // SAFETY: the context is the one that the kernel passed to this program.
+    unsafe { maps::TAILS.tail_call(ctx, tail::WALK) };
+    finish(space, thread, walk, EndReason::OutOfSteps);
+}
+
+/// Finds the stack of a thread that is in the kernel, and goes on in the program at `next` of [`maps::KERNEL_TAILS`], which
+/// gets it by [`found`].
+#[inline(always)]
+pub fn find_in_kernel<C: EbpfContext>(
+    ctx: &C,
+    start: Start,
+    control: &Control,
+    ids: (u32, u32),
+    thread: &mut Thread,
+    next: u32,
+) {
+    let (space, tid) = ids;
+    thread.next = next;
+    thread.space = space;
+    let Some((index, walk)) = lock(start.pc, start.sp, tid) else {
+        thread.walk = NO_WALK;
+        // SAFETY: the context is the one that the kernel passed to this program.
+        return unsafe { maps::KERNEL_TAILS.tail_call(ctx, next) };
+    };
+    thread.walk = index;
+    if is_same(walk, index, &start, space, tid, control) {
+        // SAFETY: as above.
+        unsafe { maps::KERNEL_TAILS.tail_call(ctx, next) };
+    } else {
+        begin(walk, index, &start, From::Kernel, ids, control, thread);
+        // SAFETY: as above.
+        unsafe { maps::KERNEL_TAILS.tail_call(ctx, tail::WALK) };
+    }
+    walk.locked = 0;
+}
+
+/// The walk of [`find_in_kernel`]; `None` if none was free. To be given back with [`give_back`].
+#[inline(always)]
+pub fn found(thread: &Thread) -> Option<&'static mut Walk> {
+    let walk = maps::WALKS.get_ptr_mut(thread.walk)?;
+    // SAFETY: this thread holds the walk's lock.
+    Some(unsafe { &mut *walk })
+}
+
+/// Lets others use the walk of [`find_in_kernel`].
+#[inline(always)]
+pub fn give_back(thread: &mut Thread) {
+    if let Some(walk) = found(thread) {
+        walk.locked = 0;
+    }
+    thread.walk = NO_WALK;
+}
+
+/// Whether the walk began as this one does, and the stack is still as it was then.
+#[inline(always)]
+fn is_same(walk: &Walk, index: u32, start: &Start, space: u32, tid: u32, control: &Control) -> bool {
+    walk.start_pc == start.pc
+        && walk.start_sp == start.sp
+        && walk.thread == tid
+        && walk.space == space as u64
+        && walk.generation == control.generation
+        && walk.repeatable != 0
+        && (walk.needs_fp == 0 || walk.start_fp == start.fp)
+        && same_slots(walk, index)
+}
+
+#[inline(always)]
+fn begin(
+    walk: &mut Walk,
+    index: u32,
+    start: &Start,
+    from: From,
+    ids: (u32, u32),
+    control: &Control,
+    thread: &mut Thread,
+) {
+    let (space, tid) = ids;
+    walk.begin(
+        start.pc,
+        start.sp,
+        start.fp,
+        from == From::Caller,
+        from == From::Inside,
+    );
     walk.thread = tid;
     walk.space = space as u64;
     walk.generation = control.generation;
     thread.walk = index;
     thread.space = space;
     thread.layout = layout_of(space);
-    // SAFETY: the context is the one that the kernel passed to this program.
-    unsafe { maps::TAILS.tail_call(ctx, tail::WALK) };
-    finish(space, thread, walk, EndReason::OutOfSteps);
 }
 
 /// Walks a few frames, then calls itself or finishes.
 #[uprobe]
 fn walk(ctx: ProbeContext) -> u32 {
-    let (_, tid) = ids();
-    let Some(thread) = maps::THREADS.get_ptr_mut(&tid) else {
+    let Some((thread, walk, mut reason)) = walk_on() else {
         return 0;
     };
+    if reason as u8 == EndReason::Running as u8 {
+        // SAFETY: the context is the one that the kernel passed to this program.
+        unsafe { maps::TAILS.tail_call(&ctx, tail::WALK) };
+        reason = EndReason::OutOfSteps;
+    }
+    if reason as u8 == EndReason::UnknownMapping as u8 && walk.frames_len == 0 {
+        note_caller_of_malloc(&ctx, walk);
+    }
+    finish(thread.space, thread, walk, reason);
+    0
+}
+
+/// As [`walk`], for threads that are in the kernel.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+fn walk_in_kernel(ctx: RawTracePointContext) -> i32 {
+    let Some((thread, walk, mut reason)) = walk_on() else {
+        return 0;
+    };
+    let is_first = walk.frames_len == 1 && reason as u8 == EndReason::NoUnwindInfo as u8;
+    if is_first && thread.next == tail::BOOK_CLONE && leave_clone(thread, walk) {
+        reason = EndReason::Running;
+    }
+    if reason as u8 == EndReason::Running as u8 {
+        // SAFETY: the context is the one that the kernel passed to this program.
+        unsafe { maps::KERNEL_TAILS.tail_call(&ctx, tail::WALK) };
+        reason = EndReason::OutOfSteps;
+    }
+    if reason as u8 == EndReason::UnknownMapping as u8 {
+        process::ask_refresh(thread.space);
+    }
+    walk.end = reason as u8;
+    // SAFETY: as above.
+    unsafe { maps::KERNEL_TAILS.tail_call(&ctx, thread.next) };
+    give_back(thread);
+    0
+}
+
+/// The C libraries' `clone` and `clone3` do not describe what follows the system call, since it is the new thread's first code,
+/// too (glibc `sysdeps/unix/sysv/linux/x86_64/clone3.S`). In the thread that called it is a leaf.
+#[inline(always)]
+fn leave_clone(thread: &Thread, walk: &mut Walk) -> bool {
+    let tables = LayoutTables {
+        layout: thread.layout,
+    };
+    walk.leave_leaf(&CurrentThread { thread }, &tables)
+}
+
+/// Walks a few frames of the current thread's walk.
+#[inline(always)]
+fn walk_on() -> Option<(&'static mut Thread, &'static mut Walk, EndReason)> {
+    let (_, tid) = ids();
+    let thread = maps::THREADS.get_ptr_mut(&tid)?;
     // SAFETY: the element is this thread's, and no other program runs for it meanwhile.
     let thread = unsafe { &mut *thread };
-    let Some(walk) = maps::WALKS.get_ptr_mut(thread.walk) else {
-        return 0;
-    };
-    // SAFETY: this thread holds the walk's lock.
-    let walk = unsafe { &mut *walk };
-    let space = thread.space;
+    let walk = found(thread)?;
     let tables = LayoutTables {
         layout: thread.layout,
     };
@@ -188,16 +331,7 @@ fn walk(ctx: ProbeContext) -> u32 {
             break;
         }
     }
-    if reason as u8 == EndReason::Running as u8 {
-        // SAFETY: the context is the one that the kernel passed to this program.
-        unsafe { maps::TAILS.tail_call(&ctx, tail::WALK) };
-        reason = EndReason::OutOfSteps;
-    }
-    if reason as u8 == EndReason::UnknownMapping as u8 && walk.frames_len == 0 {
-        note_caller_of_malloc(&ctx, walk);
-    }
-    finish(space, thread, walk, reason);
-    0
+    Some((thread, walk, reason))
 }
 
 /// Where the mappings are not known so far, the return address of a `malloc` that is probed inside still is.
@@ -218,7 +352,8 @@ fn finish(space: u32, thread: &Thread, walk: &mut Walk, reason: EndReason) {
     if reason as u8 == EndReason::UnknownMapping as u8 {
         process::ask_refresh(space);
     }
-    let stack = intern(space, walk, reason);
+    let stack = intern(space, walk, reason, Class::Heap, 0);
+    walk.end = reason as u8;
     walk.stack = stack;
     walk.locked = 0;
     heap::book(space, thread.address, thread.size, stack);
@@ -286,18 +421,30 @@ pub fn stack_key(space: u32, frames: u64) -> u64 {
     (frames ^ (space as u64).rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// The index of the stack that the walk found; [`OVERFLOW_STACK`] if the tables are full.
+/// The index of the stack that the walk found, with books of this class and kind; [`OVERFLOW_STACK`] if the tables are
+/// full.
 #[inline(always)]
-fn intern(space: u32, walk: &mut Walk, reason: EndReason) -> u32 {
-    let hash = stack_key(space, walk.hash ^ reason as u64);
+pub fn intern(space: u32, walk: &mut Walk, reason: EndReason, class: Class, kind: u8) -> u32 {
+    let what = ((class as u64) << 8 | kind as u64).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    let hash = stack_key(space, walk.hash ^ reason as u64 ^ what);
     if let Some(id) = maps::STACK_IDS.get_ptr(&hash) {
         // SAFETY: the pointer is to a map's element, which is never removed.
         return unsafe { *id };
     }
     let Some(id) = store(space, walk, hash, reason) else {
-        count(Counter::StacksFull, 1);
+        if class as u8 == Class::Heap as u8 {
+            count(Counter::StacksFull, 1);
+        }
         return OVERFLOW_STACK;
     };
+    if let Some(stack) = maps::STACKS.get_ptr_mut(id) {
+        // SAFETY: the element was reserved for this stack, and is not ready so far.
+        unsafe {
+            (*stack).class = class as u8;
+            (*stack).kind = kind;
+            (*stack).ready = 1;
+        }
+    }
     if maps::STACK_IDS.insert(&hash, &id, BPF_NOEXIST as u64).is_ok() {
         return id;
     }
@@ -328,7 +475,6 @@ fn store(space: u32, walk: &mut Walk, key: u64, reason: EndReason) -> Option<u32
         (*stack).end = reason as u8;
         (*stack).space = space;
         (*stack).origin = 0;
-        (*stack).ready = 1;
     }
     Some(id)
 }

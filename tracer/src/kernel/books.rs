@@ -6,12 +6,13 @@ use aya::{
     Ebpf,
     maps::{HashMap, MapData},
 };
+use memtrace_ebpf::handles::Class;
 use memtrace_ebpf::layout::{
     Block, BlockKey, COUNTERS, Counter, EndReason, FREED, GONE, Ledger, OVERFLOW_STACK, Stack,
 };
 
 use super::{
-    KernelError, array::MappedArray, blocks::Blocks, frames::Frames, reuse::Reuse, sampling::SizeClasses,
+    KernelError, array::MappedArray, blocks::BatchMap, frames::Frames, reuse::Reuse, sampling::SizeClasses,
 };
 
 /// One stack's books with its frames.
@@ -74,7 +75,7 @@ impl Live {
 
 /// The kernel's books.
 pub struct Books {
-    pub(super) blocks: Blocks,
+    pub(super) blocks: BatchMap<BlockKey, Block>,
     classes: SizeClasses,
     pub(super) stacks: MappedArray<Stack>,
     pub(super) frames: Frames,
@@ -85,7 +86,7 @@ pub struct Books {
 impl Books {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
         Ok(Self {
-            blocks: Blocks::take(ebpf)?,
+            blocks: BatchMap::take(ebpf, "LIVE")?,
             classes: SizeClasses::default(),
             stacks: MappedArray::take(ebpf, "STACKS")?,
             frames: Frames::take(ebpf)?,
@@ -163,11 +164,18 @@ impl Books {
         self.stacks.get(id)
     }
 
-    /// The stacks among the first `count` on which anything was booked for an address space. What has no stack belongs to
-    /// all.
-    pub fn used_stacks(&self, count: usize, space: u32) -> Vec<RawStack> {
+    /// The stacks among the first `count` on which anything of this class was booked for an address space. Blocks that have
+    /// no stack belong to all.
+    pub fn used_stacks(&self, count: usize, space: u32, class: Class) -> Vec<RawStack> {
         let used = (0..count).filter_map(|id| self.used_stack(id, space));
-        used.chain(self.reuse.retired(space)).collect()
+        let all = used.chain(self.reuse.retired(space));
+        all.filter(|stack| stack.books.class == class as u8).collect()
+    }
+
+    /// One stack with its frames, whomever it belongs to; `None` if nothing was booked there.
+    pub fn stack_with_frames(&self, id: u32) -> Option<RawStack> {
+        let space = self.stacks.get(id as usize)?.space;
+        self.used_stack(id as usize, space)
     }
 
     /// Reads the frames that the programs sent; before anything else that needs them.
@@ -182,6 +190,9 @@ impl Books {
 
     fn used_stack(&self, id: usize, space: u32) -> Option<RawStack> {
         let books = self.stacks.get(id)?;
+        if books.ready == 0 && id as u32 != OVERFLOW_STACK {
+            return None;
+        }
         if books.alloc_objects == 0 || (books.space != space && id as u32 != OVERFLOW_STACK) {
             return None;
         }

@@ -14,10 +14,11 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{MapData, ProgramArray, RingBuf},
+    maps::{HashMap, MapData, ProgramArray, RingBuf},
     programs::{Program, ProgramError, ProgramFd, RawTracePoint, TracePoint, UProbe},
 };
 use memtrace_ebpf::{
+    handles::{Fd, FdKey, MAP_EVENT_BYTES, classes},
     layout::{Block, BlockKey, Control, FRAMES_BYTES, NO_SPACE, Notice, NoticeKind, Stack, Wish, tail},
     unwind::Page,
 };
@@ -27,6 +28,9 @@ use super::{
     array::MappedArray,
     attach::{Attacher, Batch},
     books::Books,
+    descriptors::Descriptors,
+    map_events::MapEvents,
+    offsets,
     perf::{self, Watched},
     points::{point, points},
     sampling::SizeClasses,
@@ -57,6 +61,8 @@ pub struct Limits {
     pub processes: u32,
     /// Distinct stacks.
     pub stacks: u32,
+    /// Open descriptors.
+    pub fds: u32,
     /// Room for unwind tables.
     pub tables: TableRoom,
 }
@@ -72,9 +78,11 @@ impl Limits {
     pub fn other_bytes(&self) -> u64 {
         let stacks = u64::from(self.stacks) * (size_of::<Stack>() as u64 + HASH_OVERHEAD + 16);
         let threads = u64::from(self.threads) * (328 + HASH_OVERHEAD);
+        let fds = u64::from(self.fds) * (size_of::<FdKey>() as u64 + size_of::<Fd>() as u64 + HASH_OVERHEAD);
+        let events = u64::from(FRAMES_BYTES) + u64::from(MAP_EVENT_BYTES);
         let tables =
             u64::from(self.tables.rows) * 8 + u64::from(self.tables.pages) * size_of::<Page>() as u64;
-        stacks + threads + tables + u64::from(FRAMES_BYTES)
+        stacks + threads + tables + fds + events
     }
 }
 
@@ -88,16 +96,22 @@ pub struct Programs {
     books: Books,
     tables: Tables,
     spaces: Spaces,
+    descriptors: Descriptors,
+    map_events: MapEvents,
+    breaks: HashMap<MapData, u32, u64>,
+    /// The program that sees what an io_uring has done.
+    requests: Option<&'static str>,
     notices: RingBuf<MapData>,
     _tails: Vec<ProgramArray<MapData>>,
 }
 
 impl Programs {
-    /// Loads the programs; nothing is attached or recorded yet. With `follow`, for processes and their descendants.
+    /// Loads the programs that these classes of holdings need (bits of [`memtrace_ebpf::handles::classes`]); nothing is
+    /// attached or recorded yet. With `follow`, for processes and their descendants.
     ///
     /// # Errors
     /// When the kernel refuses: see [`KernelError::is_privilege`].
-    pub fn load(limits: &Limits, follow: bool) -> Result<Self, KernelError> {
+    pub fn load(limits: &Limits, follow: bool, classes: u32) -> Result<Self, KernelError> {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("LIVE", limits.blocks)
             .map_max_entries("THREADS", limits.threads)
@@ -111,14 +125,28 @@ impl Programs {
             .map_max_entries("SPACES", limits.processes)
             .map_max_entries("LEDGERS", limits.processes + 1)
             .map_max_entries("WISHES", 2 * limits.processes)
+            .map_max_entries("FDS", limits.fds)
+            .map_max_entries("TABLES", 2 * limits.processes)
+            .map_max_entries("BREAKS", limits.processes)
             .load(OBJECT)?;
-        let mut tails = vec![fill_tails::<UProbe>(&mut ebpf, "TAILS", tail::WALK, "walk")?];
+        let requests = offsets::provide(&mut ebpf)?;
+        let mut tails = vec![fill_tails::<UProbe>(&mut ebpf, "TAILS", &[(tail::WALK, "walk")])?];
         if follow {
-            tails.push(fill_tails::<TracePoint>(
+            let inherit = [(tail::INHERIT, "inherit")];
+            tails.push(fill_tails::<TracePoint>(&mut ebpf, "FORK_TAILS", &inherit)?);
+        }
+        if classes & !classes::HEAP != 0 {
+            let in_kernel = [
+                (tail::WALK, "walk_in_kernel"),
+                (tail::BOOK_CALL, "book_call"),
+                (tail::BOOK_CLONE, "book_call"),
+                (tail::BOOK_TOUCH, "book_touch"),
+                (tail::BOOK_REQUEST, "book_request"),
+            ];
+            tails.push(fill_tails::<RawTracePoint>(
                 &mut ebpf,
-                "FORK_TAILS",
-                tail::INHERIT,
-                "inherit",
+                "KERNEL_TAILS",
+                &in_kernel,
             )?);
         }
         let attacher = if follow {
@@ -139,6 +167,8 @@ impl Programs {
                 next_space: u64::from(FIRST_SPACE) + 1,
                 follow: u32::from(follow),
                 stacks: u64::from(limits.stacks),
+                classes,
+                touch_distance: 1,
                 ..Control::default()
             },
         );
@@ -148,6 +178,10 @@ impl Programs {
             books,
             tables: Tables::take(&mut ebpf)?,
             spaces: Spaces::take(&mut ebpf)?,
+            descriptors: Descriptors::take(&mut ebpf)?,
+            map_events: MapEvents::take(&mut ebpf)?,
+            breaks: super::spaces::take(&mut ebpf, "BREAKS")?,
+            requests,
             notices: take_notices(&mut ebpf)?,
             control,
             attacher,
@@ -176,6 +210,34 @@ impl Programs {
         control.selective = u32::from(sample_bytes.is_some() || min_size > 0);
         self.control.set(0, control);
         Ok(())
+    }
+
+    /// Has one page in so many recorded when it is touched: a power of two.
+    pub fn sample_touches(&mut self, distance: u32) {
+        self.control_word(offset_of!(Control, touch_distance))
+            .store(distance, Ordering::SeqCst);
+    }
+
+    /// Says where the heap of an address space ends (virtual address).
+    pub fn set_break(&mut self, space: u32, end: u64) {
+        if let Err(error) = self.breaks.insert(space, end, 0) {
+            log::debug!("the heap of address space {space} is not known: {error}");
+        }
+    }
+
+    /// The books of descriptors.
+    pub fn descriptors(&mut self) -> &mut Descriptors {
+        &mut self.descriptors
+    }
+
+    /// The same, to read.
+    pub fn descriptors_ref(&self) -> &Descriptors {
+        &self.descriptors
+    }
+
+    /// The log of changes of mappings.
+    pub fn map_events(&mut self) -> &mut MapEvents {
+        &mut self.map_events
     }
 
     /// What was counted.
@@ -225,10 +287,45 @@ impl Programs {
     /// # Errors
     /// When the kernel refuses.
     pub fn attach_process_events(&mut self) -> Result<(), KernelError> {
-        for (name, event) in [
+        self.attach_to_tracepoints(&[
             ("process_executed", "sched_process_exec"),
             ("thread_ended", "sched_process_exit"),
-        ] {
+        ])
+    }
+
+    /// Attaches the programs that watch system calls: what they book goes first, so that nothing that is undone is missed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_calls(&mut self) -> Result<(), KernelError> {
+        self.attach_to_tracepoints(&[("call_entered", "sys_enter"), ("call_left", "sys_exit")])
+    }
+
+    /// Attaches the program that watches what an io_uring does; false if this kernel does not tell.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_requests(&mut self) -> Result<bool, KernelError> {
+        match self.requests {
+            Some(program) => self.attach_to_tracepoints(&[(program, "io_uring_complete")])?,
+            None => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Attaches the programs that watch page faults.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_faults(&mut self) -> Result<(), KernelError> {
+        self.attach_to_tracepoints(&[
+            ("touched", "page_fault_user"),
+            ("touched_in_kernel", "page_fault_kernel"),
+        ])
+    }
+
+    fn attach_to_tracepoints(&mut self, programs: &[(&'static str, &str)]) -> Result<(), KernelError> {
+        for &(name, event) in programs {
             let refused = |source| KernelError::Program {
                 name,
                 place: format!(" at the tracepoint {event}"),
@@ -361,6 +458,11 @@ impl Programs {
             .min(self.books.stack_room())
     }
 
+    /// The descriptor that becomes readable when mappings changed.
+    pub fn map_events_fd(&self) -> BorrowedFd<'_> {
+        self.map_events.fd()
+    }
+
     /// The descriptor that becomes readable when there are notices.
     pub fn notices_fd(&self) -> BorrowedFd<'_> {
         self.notices.as_fd()
@@ -384,13 +486,27 @@ impl Programs {
     }
 }
 
-/// Puts a program into an array for tail calls.
+/// Puts programs into an array for tail calls.
 fn fill_tails<P>(
     ebpf: &mut Ebpf,
     array: &'static str,
-    index: u32,
-    name: &'static str,
+    programs: &[(u32, &'static str)],
 ) -> Result<ProgramArray<MapData>, KernelError>
+where
+    P: Loadable,
+    for<'a> &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let unusable = |source| KernelError::Map { name: array, source };
+    let map = ebpf.take_map(array).ok_or(KernelError::Missing(array))?;
+    let mut tails = ProgramArray::try_from(map).map_err(unusable)?;
+    for &(index, name) in programs {
+        let fd = load_tail::<P>(ebpf, name)?;
+        tails.set(index, &fd, 0).map_err(unusable)?;
+    }
+    Ok(tails)
+}
+
+fn load_tail<P>(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd, KernelError>
 where
     P: Loadable,
     for<'a> &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
@@ -405,33 +521,46 @@ where
         .ok_or(KernelError::Missing(name))?
         .try_into()
         .map_err(refused)?;
-    let fd = program
-        .load_program()
-        .map_err(refused)?
-        .try_clone()
-        .map_err(|source| KernelError::Memory { name, source })?;
-    let unusable = |source| KernelError::Map { name: array, source };
-    let map = ebpf.take_map(array).ok_or(KernelError::Missing(array))?;
-    let mut tails = ProgramArray::try_from(map).map_err(unusable)?;
-    tails.set(index, &fd, 0).map_err(unusable)?;
-    Ok(tails)
+    if program.program_fd().is_err() {
+        program.load_program().map_err(refused)?;
+    }
+    let fd = program.program_fd().map_err(refused)?;
+    fd.try_clone()
+        .map_err(|source| KernelError::Memory { name, source })
 }
 
 /// The programs that tail calls go to.
 trait Loadable {
-    fn load_program(&mut self) -> Result<&ProgramFd, ProgramError>;
+    fn load_program(&mut self) -> Result<(), ProgramError>;
+    fn program_fd(&self) -> Result<&ProgramFd, ProgramError>;
 }
 
 impl Loadable for UProbe {
-    fn load_program(&mut self) -> Result<&ProgramFd, ProgramError> {
-        self.load()?;
+    fn load_program(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+
+    fn program_fd(&self) -> Result<&ProgramFd, ProgramError> {
         self.fd()
     }
 }
 
 impl Loadable for TracePoint {
-    fn load_program(&mut self) -> Result<&ProgramFd, ProgramError> {
-        self.load()?;
+    fn load_program(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+
+    fn program_fd(&self) -> Result<&ProgramFd, ProgramError> {
+        self.fd()
+    }
+}
+
+impl Loadable for RawTracePoint {
+    fn load_program(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+
+    fn program_fd(&self) -> Result<&ProgramFd, ProgramError> {
         self.fd()
     }
 }

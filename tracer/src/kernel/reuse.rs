@@ -9,6 +9,7 @@ use aya::{
     Ebpf,
     maps::{self, MapData, Queue},
 };
+use memtrace_ebpf::handles::Class;
 use memtrace_ebpf::layout::{BlockKey, OVERFLOW_STACK, Stack};
 
 use super::{Books, KernelError, RawStack, books::Live};
@@ -18,12 +19,18 @@ const CROWDED: f64 = 0.75;
 /// How many stacks are kept outside of the table; what comes after is added up without its frames.
 const KEPT: usize = 1 << 20;
 
+/// [`RawStack::id`] of what is not in the kernel's table any more.
+pub const RETIRED: u32 = u32::MAX - 8;
+
+/// What tells stacks outside of the table apart: address space, reason of the end, class and kind, frames.
+type Retired = (u32, [u8; 3], Arc<[u64]>);
+
 /// Stacks that are not in the kernel's table any more, and those that are about to leave it.
 pub(super) struct Reuse {
     free: Queue<MapData, u32>,
     ids: maps::HashMap<MapData, u64, u32>,
-    /// What was allocated at stacks that hold nothing any more, by address space, reason of the end, and frames.
-    retired: HashMap<(u32, u8, Arc<[u64]>), Stack>,
+    /// What was allocated at stacks that hold nothing any more.
+    retired: HashMap<Retired, Stack>,
     /// Stacks that the programs do not find any more, with the objects allocated by then.
     leaving: HashMap<u32, u64>,
 }
@@ -43,12 +50,12 @@ impl Reuse {
 
     /// What is kept of an address space.
     pub(super) fn retired(&self, space: u32) -> impl Iterator<Item = RawStack> {
-        let of = move |(key, _): &(&(u32, u8, Arc<[u64]>), &Stack)| key.0 == space;
+        let of = move |(key, _): &(&Retired, &Stack)| key.0 == space;
         self.retired
             .iter()
             .filter(of)
             .map(|((_, _, frames), books)| RawStack {
-                id: u32::MAX,
+                id: RETIRED,
                 books: *books,
                 frames: frames.to_vec(),
                 end: super::books::end_of(books),
@@ -90,20 +97,19 @@ impl Books {
 
     /// Moves stacks at which nothing is held any more out of the table, if that is nearly full; in two calls, so that no
     /// program is about to book on what moves. True if the programs must distrust earlier walks.
-    pub fn make_room(&mut self, count: usize) -> bool {
+    ///
+    /// `held` are those at which descriptors or mappings are held.
+    pub fn make_room(&mut self, count: usize, held: &HashSet<u32>) -> bool {
         let leaving = std::mem::take(&mut self.reuse.leaving);
         for (id, objects) in leaving {
             let stack = self.stacks.get(id as usize);
-            if let Some(stack) = stack.filter(|stack| stack.alloc_objects == objects && is_idle(stack)) {
+            if let Some(stack) =
+                stack.filter(|stack| stack.alloc_objects == objects && is_idle(id, stack, held))
+            {
                 self.retire(id, stack);
             }
         }
-        let crowd = CROWDED * self.stack_room() as f64;
-        if (count as f64) < crowd {
-            return false;
-        }
-        let used = (0..count).filter(|&id| self.stacks.get(id).is_some_and(|stack| stack.ready != 0));
-        if (used.count() as f64) < crowd {
+        if !self.is_crowded(count) {
             return false;
         }
         self.read_frames();
@@ -112,7 +118,7 @@ impl Books {
             let Some(stack) = self
                 .stacks
                 .get(id)
-                .filter(|stack| stack.ready != 0 && is_idle(stack))
+                .filter(|stack| stack.ready != 0 && is_idle(id as u32, stack, held))
             else {
                 continue;
             };
@@ -123,6 +129,20 @@ impl Books {
         !self.reuse.leaving.is_empty()
     }
 
+    /// Whether [`Books::make_room`] has something to do.
+    pub fn wants_room(&self, count: usize) -> bool {
+        !self.reuse.leaving.is_empty() || self.is_crowded(count)
+    }
+
+    fn is_crowded(&self, count: usize) -> bool {
+        let crowd = CROWDED * self.stack_room() as f64;
+        if (count as f64) < crowd {
+            return false;
+        }
+        let used = (0..count).filter(|&id| self.stacks.get(id).is_some_and(|stack| stack.ready != 0));
+        used.count() as f64 >= crowd
+    }
+
     fn retire(&mut self, id: u32, stack: Stack) {
         let mut frames = self.frames.get(id).cloned().unwrap_or_default();
         if self.reuse.retired.len() >= KEPT {
@@ -131,7 +151,7 @@ impl Books {
         let kept = self
             .reuse
             .retired
-            .entry((stack.space, stack.end, frames))
+            .entry((stack.space, [stack.end, stack.class, stack.kind], frames))
             .or_insert(Stack {
                 alloc_objects: 0,
                 alloc_bytes: 0,
@@ -167,7 +187,11 @@ impl Books {
     }
 }
 
-/// Whether nothing that was allocated there lives.
-fn is_idle(stack: &Stack) -> bool {
-    stack.origin == 0 && Live::of(stack).objects == 0
+/// Whether nothing that was allocated, opened or mapped there is held.
+fn is_idle(id: u32, stack: &Stack, held: &HashSet<u32>) -> bool {
+    match stack.class {
+        class if class == Class::Heap as u8 => stack.origin == 0 && Live::of(stack).objects == 0,
+        class if class == Class::Growth as u8 => true,
+        _ => !held.contains(&id),
+    }
 }

@@ -34,7 +34,14 @@ impl Spaces {
     pub fn add(&mut self, process: u32, space: u32, layout: u32) -> Result<(), KernelError> {
         self.describe(space, layout, 0)?;
         let mut member = [0; size_of::<Member>()];
-        put(&mut member, offset_of!(Member, space), space.to_ne_bytes());
+        for offset in [
+            offset_of!(Member, space),
+            // The numbers of address spaces serve as those of their descriptor tables, too.
+            offset_of!(Member, table),
+            offset_of!(Member, stacks),
+        ] {
+            put(&mut member, offset, space.to_ne_bytes());
+        }
         let inserted = self.processes.insert(process, member, 0);
         inserted.map_err(|source| KernelError::Map {
             name: "PROCESSES",
@@ -97,7 +104,7 @@ impl Spaces {
     }
 }
 
-fn put<const N: usize>(bytes: &mut [u8], offset: usize, value: [u8; N]) {
+pub(super) fn put<const N: usize>(bytes: &mut [u8], offset: usize, value: [u8; N]) {
     bytes[offset..offset + N].copy_from_slice(&value);
 }
 

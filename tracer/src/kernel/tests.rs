@@ -5,7 +5,10 @@ use aya::{
     programs::{Program, ProgramError},
 };
 
-use memtrace_ebpf::unwind::{CfaKind, Page, Row};
+use memtrace_ebpf::{
+    handles::classes,
+    unwind::{CfaKind, Page, Row},
+};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
 
 use super::{FileTable, KernelError, Limits, Programs, TableRoom, programs::OBJECT, tables::Tables};
@@ -107,13 +110,14 @@ fn tables_that_nobody_uses_make_room() {
         threads: 16,
         processes: 16,
         stacks: 16,
+        fds: 16,
         tables: TableRoom {
             rows: 100,
             pages: 8,
             prefixes: 64,
         },
     };
-    let mut programs = match Programs::load(&limits, false) {
+    let mut programs = match Programs::load(&limits, false, classes::HEAP) {
         Ok(programs) => programs,
         Err(error) => {
             assert!(error.is_privilege(), "the programs are refused: {error:?}");

@@ -9,10 +9,26 @@ const MOST: usize = 6;
 /// Shared frames are shown too until there are this many.
 const LEAST: usize = 3;
 
+/// A stack to choose from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stack<'s, 'a> {
+    /// The functions, innermost first; inlined calls are functions too.
+    pub(super) lines: &'s [&'a Line],
+    /// How many of the innermost are wrappers of the C library around system calls (`open64`), to be left out.
+    pub(super) wrappers: usize,
+}
+
+impl<'a> Stack<'_, 'a> {
+    /// The innermost function that is the program's own, or else the one that says most.
+    pub(super) fn first_own(&self) -> Option<&'a Line> {
+        Own::of(self).frames.first().copied()
+    }
+}
+
 /// The frames of a stack that are worth showing, innermost first.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Excerpt<'a> {
-    /// The library function that the first frame called to allocate (`std::vector<int>::push_back`), if it was one.
+    /// The library function that the first frame called (`std::vector<int>::push_back`, `fopen64`), if it was one.
     pub(super) via: Option<&'a str>,
     /// The frames, with the gaps between them.
     pub(super) parts: Vec<Part<'a>>,
@@ -27,12 +43,12 @@ pub(super) enum Part<'a> {
     Gap(usize),
 }
 
-/// Chooses the frames that tell these stacks apart; each is innermost first.
+/// Chooses the frames that tell these stacks apart.
 ///
-/// Allocators, the standard libraries and what runs before `main` are left out. Of the rest, a stack's innermost frame is
+/// Allocators, wrappers, the standard libraries and what runs before `main` are left out. Of the rest, a stack's innermost frame is
 /// always shown, then the frames at which it parts from the other stacks, then those that few of the others share.
-pub(super) fn excerpts<'a>(stacks: &[&[&'a Line]]) -> Vec<Excerpt<'a>> {
-    let own: Vec<Own<'a>> = stacks.iter().map(|lines| Own::of(lines)).collect();
+pub(super) fn excerpts<'a>(stacks: &[Stack<'_, 'a>]) -> Vec<Excerpt<'a>> {
+    let own: Vec<Own<'a>> = stacks.iter().map(Own::of).collect();
     let shared = shared_functions(&own);
     own.iter()
         .enumerate()
@@ -53,10 +69,15 @@ struct Own<'a> {
 }
 
 impl<'a> Own<'a> {
-    fn of(lines: &[&'a Line]) -> Self {
-        let first = lines.iter().position(|line| !is_library(&line.function));
+    fn of(stack: &Stack<'_, 'a>) -> Self {
+        let Stack { lines, wrappers } = *stack;
+        let first = lines
+            .iter()
+            .skip(wrappers)
+            .position(|line| !is_library(&line.function))
+            .map(|at| at + wrappers);
         let Some(first) = first else {
-            // Nothing but libraries: the function that called the allocator is the best there is.
+            // Nothing but libraries: the function that called the allocator or the system is the best there is.
             let first = lines
                 .iter()
                 .position(|line| !is_allocator(&line.function))
@@ -66,11 +87,11 @@ impl<'a> Own<'a> {
                 frames: lines[first..].iter().copied().take(MOST).collect(),
             };
         };
-        let via = lines[..first]
-            .iter()
+        // That something was allocated is only news where the C library was asked for something else.
+        let via = (0..first)
             .rev()
-            .map(|line| &*line.function)
-            .find(|name| !is_allocator(name));
+            .find(|at| *at < wrappers || !is_allocator(&lines[*at].function))
+            .map(|at| &*lines[at].function);
         Self {
             via,
             frames: lines[first..]

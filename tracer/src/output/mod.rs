@@ -1,6 +1,8 @@
-//! What a person sees: the report, the status line, and the directory with the profiles.
+//! What a person sees: the report, the status line, the directory with the profiles, and the list of descriptors.
 
+mod c_library;
 mod directory;
+mod fd_details;
 mod frames;
 mod places;
 mod processes;
@@ -9,6 +11,10 @@ mod status;
 mod style;
 
 pub use directory::{OutputDir, OutputError};
+pub use fd_details::fd_details_json;
 pub use processes::{ProcessRow, write_processes};
 pub use report::{ReportOptions, write_report};
 pub use status::{Status, StatusLine};
+
+#[cfg(test)]
+mod testing;

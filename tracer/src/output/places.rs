@@ -1,25 +1,79 @@
 //! Places in the code: the sites of a snapshot that look the same once they are symbolized.
 
-use std::{cmp::Ordering, collections::HashMap, time::Duration};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
+use super::{c_library::CLibrary, frames::Stack};
 use crate::{
-    profile::comments,
-    snapshot::{Site, Snapshot},
+    profile::{
+        stacks::{innermost_frames, missing_frames, missing_of},
+        subject::Subject,
+    },
+    snapshot::{Growth, Holder, Site},
     symbol::{FrameMap, Line, Symbols},
 };
 
-/// The places that hold live memory, most bytes first.
+/// One code path of a snapshot and what it holds: what places are made of.
+#[derive(Debug)]
+pub(super) struct Entry<'e> {
+    frames: &'e [u64],
+    inner: Vec<String>,
+    missing: Option<String>,
+    inherited: bool,
+    books: Books,
+}
+
+impl<'e> Entry<'e> {
+    /// Blocks.
+    pub(super) fn of_site(site: &'e Site) -> Self {
+        Self {
+            frames: &site.frames,
+            inner: Vec::new(),
+            missing: missing_frames(&site.frames, site.end),
+            inherited: site.inherited,
+            books: Books::of_site(site),
+        }
+    }
+
+    /// Descriptors or mappings.
+    pub(super) fn of_holder(holder: &'e Holder, subject: Subject) -> Self {
+        Self {
+            frames: &holder.frames,
+            inner: innermost_frames(holder, subject.made()),
+            missing: missing_of(holder),
+            inherited: holder.inherited,
+            books: Books::of_holder(holder),
+        }
+    }
+
+    /// New memory.
+    pub(super) fn of_growth(site: &'e Growth) -> Self {
+        Self {
+            frames: &site.frames,
+            inner: Vec::new(),
+            missing: missing_frames(&site.frames, site.end),
+            inherited: false,
+            books: Books::of_growth(site),
+        }
+    }
+}
+
+/// Places, those that hold most first.
 #[derive(Debug)]
 pub(super) struct Places<'a> {
     places: Vec<(Key, Books)>,
     /// What the numbers in a [`Key`] stand for.
-    lines: Vec<&'a [Line]>,
+    looks: Vec<Look<'a>>,
 }
 
 /// A stack by the look of its frames: as numbers, since a process may have a million frames, but few thousand that differ.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     frames: Vec<u32>,
+    inner: Vec<String>,
     missing: Option<String>,
     inherited: bool,
 }
@@ -27,8 +81,12 @@ struct Key {
 /// One place.
 #[derive(Debug)]
 pub(super) struct Place<'a> {
+    /// What stands before the functions for what is not code.
+    pub(super) inner: Vec<String>,
     /// The functions, innermost first; inlined calls are functions too.
     pub(super) lines: Vec<&'a Line>,
+    /// As [`Stack::wrappers`].
+    wrappers: usize,
     /// What stands for the frames that are missing.
     pub(super) missing: Option<String>,
     /// Whether this is from before the fork that made the process.
@@ -37,68 +95,134 @@ pub(super) struct Place<'a> {
     pub(super) books: Books,
 }
 
-/// The books of one or several sites.
-#[derive(Clone, Copy, Debug, Default)]
+impl<'a> Place<'a> {
+    /// Its functions, to choose from.
+    pub(super) fn stack(&self) -> Stack<'_, 'a> {
+        Stack {
+            lines: &self.lines,
+            wrappers: self.wrappers,
+        }
+    }
+}
+
+/// The books of one or several code paths.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Books {
-    pub(super) live_bytes: u64,
-    pub(super) live_objects: u64,
+    /// What the place is ranked by: bytes, or descriptors.
+    pub(super) amount: u64,
+    /// How many blocks, descriptors or mappings that is.
+    pub(super) objects: u64,
+    /// Of mapped bytes: how many are in memory.
+    pub(super) resident: u64,
+    /// Of descriptors and mappings the amounts by kind, of new memory what the kernel was asked for, by how.
+    pub(super) kinds: BTreeMap<&'static str, u64>,
+    /// By how much the amount changed of late.
     pub(super) recent_change: i64,
-    /// When blocks are sampled: how many were.
-    pub(super) live_samples: u64,
-    /// Sum of the blocks' ages (seconds).
+    /// When not everything is recorded: how many samples were.
+    pub(super) samples: u64,
+    /// Sum of the ages (seconds) of those whose age is known.
     ages: f64,
+    /// How many these are.
+    aged: u64,
 }
 
 impl Books {
-    fn of(site: &Site) -> Self {
+    fn of_site(site: &Site) -> Self {
         Self {
-            live_bytes: site.live_bytes,
-            live_objects: site.live_objects,
+            amount: site.live_bytes,
+            objects: site.live_objects,
             recent_change: site.recent_change,
-            live_samples: site.live_samples,
+            samples: site.live_samples,
             ages: site.mean_age.as_secs_f64() * site.live_objects as f64,
+            aged: site.live_objects,
+            ..Self::default()
         }
     }
 
-    fn add(&mut self, other: &Self) {
-        self.live_bytes += other.live_bytes;
-        self.live_objects += other.live_objects;
-        self.recent_change = self.recent_change.saturating_add(other.recent_change);
-        self.live_samples += other.live_samples;
-        self.ages += other.ages;
+    fn of_holder(holder: &Holder) -> Self {
+        let aged = match holder.mean_age.is_zero() {
+            true => 0,
+            false => holder.held_objects,
+        };
+        Self {
+            amount: holder.held,
+            objects: holder.held_objects,
+            resident: holder.resident,
+            kinds: BTreeMap::from([(holder.kind, holder.held)]),
+            recent_change: holder.recent_change,
+            ages: holder.mean_age.as_secs_f64() * aged as f64,
+            aged,
+            ..Self::default()
+        }
     }
 
-    /// Mean age of the live blocks.
-    pub(super) fn mean_age(&self) -> Duration {
-        Duration::try_from_secs_f64(self.ages / self.live_objects.max(1) as f64).unwrap_or_default()
+    fn of_growth(site: &Growth) -> Self {
+        let asked = [("by brk", site.brk), ("by mmap", site.mapped)];
+        Self {
+            amount: site.touched,
+            objects: site.brk.saturating_add(site.mapped),
+            kinds: asked.into_iter().filter(|(_, bytes)| *bytes > 0).collect(),
+            samples: site.samples,
+            ..Self::default()
+        }
+    }
+
+    /// Adds what others hold.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.amount += other.amount;
+        self.objects += other.objects;
+        self.resident += other.resident;
+        for (kind, amount) in &other.kinds {
+            *self.kinds.entry(kind).or_default() += amount;
+        }
+        self.recent_change = self.recent_change.saturating_add(other.recent_change);
+        self.samples += other.samples;
+        self.ages += other.ages;
+        self.aged += other.aged;
+    }
+
+    /// Mean age of what is held, as far as it is known.
+    pub(super) fn mean_age(&self) -> Option<Duration> {
+        let mean = || Duration::try_from_secs_f64(self.ages / self.aged as f64).unwrap_or_default();
+        (self.aged > 0).then(mean)
+    }
+
+    /// The amounts by kind, the largest first.
+    pub(super) fn by_kind(&self) -> Vec<(&'static str, u64)> {
+        let mut kinds: Vec<_> = self.kinds.iter().map(|(kind, amount)| (*kind, *amount)).collect();
+        kinds.sort_by_key(|(_, amount)| std::cmp::Reverse(*amount));
+        kinds
     }
 }
 
 impl<'a> Places<'a> {
-    /// Merges the live sites of a snapshot.
-    pub(super) fn of(snapshot: &Snapshot, symbols: &'a Symbols) -> Self {
+    /// Merges what looks the same and holds something.
+    pub(super) fn of<'e>(
+        entries: impl Iterator<Item = Entry<'e>>,
+        symbols: &'a Symbols,
+        wrappers: &CLibrary,
+    ) -> Self {
         let mut looks = Looks::default();
         let mut merged: HashMap<Key, Books> = HashMap::new();
-        for site in snapshot.sites.iter().filter(|site| site.live_objects > 0) {
-            let frames = site
-                .frames
-                .iter()
-                .filter_map(|frame| looks.number(*frame, symbols))
-                .collect();
+        for entry in entries.filter(|entry| entry.books.amount > 0 || entry.books.objects > 0) {
+            let frames = entry.frames.iter();
             let key = Key {
-                frames,
-                missing: comments::missing_frames(site),
-                inherited: site.inherited,
+                frames: frames
+                    .filter_map(|frame| looks.number(*frame, symbols, wrappers))
+                    .collect(),
+                inner: entry.inner,
+                missing: entry.missing,
+                inherited: entry.inherited,
             };
-            merged.entry(key).or_default().add(&Books::of(site));
+            merged.entry(key).or_default().add(&entry.books);
         }
-        let lines = looks.lines;
+        let looks = looks.looks;
         let mut places: Vec<_> = merged.into_iter().collect();
         places.sort_by(|(key_a, a), (key_b, b)| {
-            let most = (b.live_bytes, b.live_objects).cmp(&(a.live_bytes, a.live_objects));
-            most.then_with(|| by_name(&lines, key_a, key_b))
+            let most = (b.amount, b.objects).cmp(&(a.amount, a.objects));
+            most.then_with(|| by_name(&looks, key_a, key_b))
         });
-        Self { places, lines }
+        Self { places, looks }
     }
 
     /// How many there are.
@@ -108,15 +232,17 @@ impl<'a> Places<'a> {
 
     /// The first of them.
     pub(super) fn top(&self, count: usize) -> Vec<Place<'a>> {
-        let place = |(key, books): &(Key, Books)| Place {
-            lines: key
-                .frames
-                .iter()
-                .flat_map(|number| self.lines[*number as usize])
-                .collect(),
-            missing: key.missing.clone(),
-            inherited: key.inherited,
-            books: *books,
+        let place = |(key, books): &(Key, Books)| {
+            let looks = || key.frames.iter().map(|number| &self.looks[*number as usize]);
+            let wrappers = looks().take_while(|look| look.is_wrapper);
+            Place {
+                inner: key.inner.clone(),
+                lines: looks().flat_map(|look| look.lines).collect(),
+                wrappers: wrappers.map(|look| look.lines.len()).sum(),
+                missing: key.missing.clone(),
+                inherited: key.inherited,
+                books: books.clone(),
+            }
         };
         self.places.iter().take(count).map(place).collect()
     }
@@ -133,30 +259,42 @@ impl<'a> Places<'a> {
 }
 
 /// A stable order of places that hold the same.
-fn by_name(lines: &[&[Line]], a: &Key, b: &Key) -> Ordering {
-    let look = |number: &u32| lines[*number as usize];
+fn by_name(looks: &[Look<'_>], a: &Key, b: &Key) -> Ordering {
+    let look = |number: &u32| looks[*number as usize].lines;
     let frames = a.frames.iter().map(look).cmp(b.frames.iter().map(look));
-    let a = (&a.missing, a.inherited);
-    frames.then_with(|| a.cmp(&(&b.missing, b.inherited)))
+    let a = (&a.inner, &a.missing, a.inherited);
+    frames.then_with(|| a.cmp(&(&b.inner, &b.missing, b.inherited)))
+}
+
+/// How a frame looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Look<'a> {
+    lines: &'a [Line],
+    /// Whether it is code of the C library.
+    is_wrapper: bool,
 }
 
 /// Numbers frames that look the same alike.
 #[derive(Default)]
 struct Looks<'a> {
     by_frame: FrameMap<u32>,
-    by_look: HashMap<&'a [Line], u32>,
-    lines: Vec<&'a [Line]>,
+    by_look: HashMap<Look<'a>, u32>,
+    looks: Vec<Look<'a>>,
 }
 
 impl<'a> Looks<'a> {
-    fn number(&mut self, frame: u64, symbols: &'a Symbols) -> Option<u32> {
+    fn number(&mut self, frame: u64, symbols: &'a Symbols, wrappers: &CLibrary) -> Option<u32> {
         if let Some(number) = self.by_frame.get(&frame) {
             return Some(*number);
         }
-        let look = &*symbols.get(frame)?.lines;
+        let code = symbols.get(frame)?;
+        let look = Look {
+            lines: &code.lines,
+            is_wrapper: wrappers.holds(code),
+        };
         let number = *self.by_look.entry(look).or_insert_with(|| {
-            self.lines.push(look);
-            self.lines.len() as u32 - 1
+            self.looks.push(look);
+            self.looks.len() as u32 - 1
         });
         self.by_frame.insert(frame, number);
         Some(number)

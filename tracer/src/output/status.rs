@@ -11,30 +11,32 @@ use crate::text;
 pub struct Status {
     /// Since tracing began.
     pub elapsed: Duration,
-    /// Bytes that live now.
-    pub live_bytes: u64,
-    /// Blocks that live now.
-    pub live_objects: u64,
-    /// By how much `live_bytes` changes in a minute, when there are two readings to tell from.
+    /// Bytes and blocks that live now, if the heap is traced.
+    pub live: Option<(u64, u64)>,
+    /// By how much the live bytes change in a minute, when there are two readings to tell from.
     pub change_per_minute: Option<i64>,
+    /// Descriptors that are open now, if they are traced.
+    pub open_fds: Option<u64>,
+    /// Bytes that are mapped now, if mappings are traced.
+    pub mapped_bytes: Option<u64>,
     /// Events that could not be recorded.
     pub not_recorded: u64,
-    /// Whether the numbers are estimates from samples.
+    /// Whether the numbers of the heap are estimates from samples.
     pub is_estimate: bool,
 }
 
 impl Status {
     /// The line's text, without colour.
     pub fn text(&self) -> String {
-        let about = if self.is_estimate { "~" } else { "" };
-        let mut text = format!(
-            "{}  live {about}{} in {about}{} objects",
-            text::duration(self.elapsed),
-            text::bytes(self.live_bytes),
-            text::count(self.live_objects)
-        );
-        if let Some(change) = self.change_per_minute {
-            text.push_str(&format!("  {} per minute", text::change(change)));
+        let mut text = text::duration(self.elapsed);
+        if let Some(live) = self.live {
+            text.push_str(&self.heap(live));
+        }
+        if let Some(open) = self.open_fds {
+            text.push_str(&format!("  {}", text::counted(open, "fd", "fds")));
+        }
+        if let Some(mapped) = self.mapped_bytes {
+            text.push_str(&format!("  {} mapped", text::bytes(mapped)));
         }
         if self.not_recorded > 0 {
             text.push_str(&format!(
@@ -43,6 +45,18 @@ impl Status {
             ));
         }
         text
+    }
+
+    fn heap(&self, (bytes, objects): (u64, u64)) -> String {
+        let about = if self.is_estimate { "~" } else { "" };
+        let (bytes, objects) = (text::bytes(bytes), text::count(objects));
+        let change = self
+            .change_per_minute
+            .map(|change| format!("  {} per minute", text::change(change)));
+        format!(
+            "  live {about}{bytes} in {about}{objects} objects{}",
+            change.unwrap_or_default()
+        )
     }
 }
 
@@ -97,8 +111,7 @@ mod tests {
     fn what_the_line_says() {
         let mut status = Status {
             elapsed: Duration::from_millis(12_340),
-            live_bytes: 31 << 20,
-            live_objects: 12_300,
+            live: Some((31 << 20, 12_300)),
             ..Status::default()
         };
         assert_eq!(status.text(), "12.3 s  live 31.0 MiB in 12.3 k objects");
@@ -110,6 +123,26 @@ mod tests {
         );
         status.is_estimate = true;
         assert!(status.text().contains("live ~31.0 MiB in ~12.3 k objects"));
+    }
+
+    #[test]
+    fn only_what_is_traced_is_shown() {
+        let mut status = Status {
+            elapsed: Duration::from_secs(5),
+            open_fds: Some(37),
+            mapped_bytes: Some(12 << 20),
+            ..Status::default()
+        };
+        assert_eq!(status.text(), "5.0 s  37 fds  12.0 MiB mapped");
+        status.live = Some((1 << 20, 3));
+        status.change_per_minute = Some(1 << 20);
+        status.open_fds = Some(1);
+        status.mapped_bytes = None;
+        assert_eq!(
+            status.text(),
+            "5.0 s  live 1.0 MiB in 3 objects  +1.0 MiB per minute  1 fd"
+        );
+        assert_eq!(Status::default().text(), "0 ms");
     }
 
     #[test]

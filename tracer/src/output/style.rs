@@ -67,7 +67,7 @@ pub(super) fn location(line: &Line, width: usize) -> String {
 
 /// The end of a text says more of a path or a qualified name than its beginning; it is cut before a separator, if there is
 /// one.
-fn keep_end(text: &str, width: usize, separator: &str) -> String {
+pub(super) fn keep_end(text: &str, width: usize, separator: &str) -> String {
     let length = columns(text);
     if length <= width {
         return text.to_owned();
@@ -101,12 +101,15 @@ fn without_arguments(name: &str) -> String {
     short
 }
 
+/// Joins words that [`wrap`] shall not part: a space in the end.
+pub(super) const NO_BREAK: char = '\u{a0}';
+
 /// Words in lines of at most `width` columns; every line but the first begins with `indent`.
 pub(super) fn wrap(text: &str, width: usize, indent: &str) -> String {
     let mut wrapped = String::with_capacity(text.len() + 16);
     let mut column = 0;
     for word in text.split(' ') {
-        let length = columns(word);
+        let length = painted_columns(word);
         if column > 0 && column + 1 + length > width {
             wrapped.push('\n');
             wrapped.push_str(indent);
@@ -118,12 +121,36 @@ pub(super) fn wrap(text: &str, width: usize, indent: &str) -> String {
         wrapped.push_str(word);
         column += length;
     }
-    wrapped
+    wrapped.replace(NO_BREAK, " ")
+}
+
+/// As [`wrap`], with breaks only behind commas and semicolons.
+pub(super) fn wrap_list(text: &str, width: usize, indent: &str) -> String {
+    let mut glued = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        let may_break = glued.ends_with([',', ';']);
+        let is_glue = character == ' ' && !may_break;
+        glued.push(if is_glue { NO_BREAK } else { character });
+    }
+    wrap(&glued, width, indent)
+}
+
+/// Lines of which all but the first are moved to the right.
+pub(super) fn hang(lines: &str, columns: usize) -> String {
+    lines.replace('\n', &format!("\n{:columns$}", ""))
+}
+
+/// How many columns a text takes that may be painted. What the target chose holds no escape character: it is printable.
+fn painted_columns(text: &str) -> usize {
+    let mut parts = text.split('\x1b');
+    let first = parts.next().map_or(0, columns);
+    let after_code = |part: &str| part.split_once('m').map_or(0, |(_, text)| columns(text));
+    first + parts.map(after_code).sum::<usize>()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{shorten, wrap};
+    use super::{NO_BREAK, Style, hang, shorten, wrap, wrap_list};
 
     #[test]
     fn names_are_shortened_where_they_say_least() {
@@ -146,5 +173,18 @@ mod tests {
     fn lines_are_broken_between_words() {
         assert_eq!(wrap("one two three four", 9, "  "), "one two\n  three\n  four");
         assert_eq!(wrap("unbreakable", 4, ""), "unbreakable");
+        assert_eq!(wrap(&format!("a b{NO_BREAK}c"), 3, ""), "a\nb c");
+        assert_eq!(wrap_list("1 of a, 2 of b; c d", 12, " "), "1 of a,\n 2 of b; c d");
+        assert_eq!(hang("a\nb", 2), "a\n  b");
+    }
+
+    #[test]
+    fn colour_takes_no_columns() {
+        let style = Style {
+            colour: true,
+            width: 80,
+        };
+        let text = format!("one {} three", style.bold("two"));
+        assert_eq!(wrap(&text, 7, ""), format!("one {}\nthree", style.bold("two")));
     }
 }

@@ -154,6 +154,9 @@ pub struct Plan {
     pub sites: Vec<Site>,
     /// What was left alone and why; one sentence each.
     pub notes: Vec<String>,
+    /// Where the code of allocation functions is, probed or not (virtual addresses in the file): what is mapped there is the
+    /// allocator's.
+    pub allocator_code: Vec<Range<u64>>,
     /// Whether the file is a program linked statically that has no symbols: its allocator cannot be found.
     pub is_stripped_static: bool,
     /// Whether some code could not be read from the process, as while the dynamic linker maps the file.
@@ -215,6 +218,10 @@ pub fn plan_with_prefixes<'d, R: ReadRef<'d>>(
     for (name, _, refusal) in &definitions.refused {
         refused.add([name.as_str()], refusal);
     }
+    let code = definitions.found.values();
+    plan.allocator_code = code
+        .map(|definition| definition.address..definition.address.saturating_add(definition.size))
+        .collect();
     let mut sites = Vec::new();
     for definition in definitions.found.values() {
         match plan_site(&image, definition, live) {

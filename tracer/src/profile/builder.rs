@@ -48,6 +48,9 @@ pub enum Frame<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LocationId(u64);
 
+/// What tells samples apart: the locations, and the labels' keys and values.
+type Distinct = (Vec<u64>, Vec<(i64, i64)>);
+
 /// A profile that grows by samples.
 #[derive(Debug)]
 pub struct Builder<'a> {
@@ -60,8 +63,7 @@ pub struct Builder<'a> {
     /// By mapping, address, and how many lines of the address are shown.
     locations: HashMap<(Option<u16>, u64, usize), u64>,
     synthetic: HashMap<i64, u64>,
-    /// By locations and the label's value.
-    stacks: HashMap<(Vec<u64>, i64), usize>,
+    stacks: HashMap<Distinct, usize>,
 }
 
 impl<'a> Builder<'a> {
@@ -111,13 +113,13 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// Adds a sample, innermost frame first, with one value for each of the kind's sample types, and perhaps a label (key
-    /// and value). A stack seen before with this label gets the values added to its own; a sample whose values are all 0
+    /// Adds a sample, innermost frame first, with one value for each of the kind's sample types, and labels (key and
+    /// value). A stack seen before with the same labels gets the values added to its own; a sample whose values are all 0
     /// is left out.
     pub fn add_sample(
         &mut self,
         stack: impl IntoIterator<Item = LocationId>,
-        label: Option<(&str, &str)>,
+        labels: &[(&str, &str)],
         values: &[u64],
     ) {
         debug_assert_eq!(values.len(), self.profile.sample_type.len());
@@ -125,15 +127,11 @@ impl<'a> Builder<'a> {
             return;
         }
         let location_id: Vec<u64> = stack.into_iter().map(|location| location.0).collect();
-        let label = label.map(|(key, value)| Label {
-            key: self.string(key),
-            str: self.string(value),
-            ..Label::default()
-        });
-        match self
-            .stacks
-            .entry((location_id, label.as_ref().map_or(0, |label| label.str)))
-        {
+        let labels = labels.iter();
+        let labels = labels
+            .map(|(key, value)| (self.string(key), self.string(value)))
+            .collect();
+        match self.stacks.entry((location_id, labels)) {
             Entry::Occupied(known) => {
                 let sample = &mut self.profile.sample[*known.get()];
                 for (sum, value) in sample.value.iter_mut().zip(values) {
@@ -141,14 +139,19 @@ impl<'a> Builder<'a> {
                 }
             }
             Entry::Vacant(new) => {
-                let location_id = new.key().0.clone();
-                new.insert(self.profile.sample.len());
-                let value = values.iter().map(|value| signed(*value)).collect();
-                self.profile.sample.push(Sample {
-                    location_id,
-                    value,
-                    label: label.into_iter().collect(),
+                let (location_id, labels) = new.key();
+                let label = labels.iter().map(|(key, value)| Label {
+                    key: *key,
+                    str: *value,
+                    ..Label::default()
                 });
+                let sample = Sample {
+                    location_id: location_id.clone(),
+                    value: values.iter().map(|value| signed(*value)).collect(),
+                    label: label.collect(),
+                };
+                new.insert(self.profile.sample.len());
+                self.profile.sample.push(sample);
             }
         }
     }

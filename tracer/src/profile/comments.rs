@@ -4,31 +4,20 @@ use std::borrow::Cow;
 
 use memtrace_ebpf::layout::EndReason;
 
+use super::{
+    stacks::{reason, truncated},
+    subject::Subject,
+};
 use crate::{
-    snapshot::{Losses, Origin, Selection, Site, Snapshot},
+    snapshot::{Growth, Growths, Holder, Holdings, Losses, Maker, Origin, Selection, Snapshot},
     text::{self, printable},
     time::rfc3339,
 };
 
-/// The comments of a snapshot's profiles, one a line.
-pub(super) fn of(snapshot: &Snapshot) -> Vec<String> {
-    let Snapshot {
-        process,
-        coverage,
-        losses,
-        ..
-    } = snapshot;
-    let mut lines = vec![
-        format!(
-            "memtrace {}: process {} ({})",
-            env!("CARGO_PKG_VERSION"),
-            process.pid,
-            printable(&process.name)
-        ),
-        format!("tracing began at {}", rfc3339(snapshot.started)),
-        format!("duration {:.3} s", snapshot.duration.as_secs_f64()),
-        origin(&snapshot.origin),
-    ];
+/// The comments of the heap profile, one a line.
+pub(super) fn heap(snapshot: &Snapshot) -> Vec<String> {
+    let Snapshot { coverage, losses, .. } = snapshot;
+    let mut lines = head(snapshot, Subject::Heap);
     lines.extend(chosen(snapshot));
     if coverage.allocators.is_empty() {
         lines.push("covered: nothing; empty values mean that memtrace could not look".to_owned());
@@ -62,24 +51,98 @@ pub(super) fn of(snapshot: &Snapshot) -> Vec<String> {
         ));
     }
     if !counted.iter().any(|counted| counted.is_loss) {
-        lines.push("nothing was lost".to_owned());
+        lines.push(NOTHING_LOST.to_owned());
     }
-    if losses.truncated.is_empty() {
-        lines.push("every recorded stack is complete".to_owned());
-    }
-    lines.extend(
-        losses
-            .truncated
-            .iter()
-            .map(|(why, blocks)| format!("truncated stacks: {blocks} blocks: {}", reason(*why))),
-    );
+    lines.extend(incomplete_stacks(Subject::Heap, &losses.truncated));
     lines
 }
 
+/// The comments of a profile of descriptors or mappings, one a line.
+pub(super) fn holdings(snapshot: &Snapshot, subject: Subject, holdings: &Holdings) -> Vec<String> {
+    let mut lines = head(snapshot, subject);
+    lines.extend(subject.coverage().iter().copied().map(str::to_owned));
+    lines.extend(notes_and_losses(&holdings.notes, &holdings.losses));
+    lines.extend(incomplete_stacks(subject, &truncated_holders(&holdings.holders)));
+    lines
+}
+
+/// The comments of a profile of new memory, one a line.
+pub(super) fn growth(snapshot: &Snapshot, growths: &Growths) -> Vec<String> {
+    let mut lines = head(snapshot, Subject::NewMemory);
+    let mean = growths.sample_bytes;
+    lines.push(format!(
+        "sampled: one in {mean} bytes on average; touched_space is an estimate; standard error of b bytes: at most √({mean}·b)"
+    ));
+    let samples = growths.sites.iter().map(|site| site.samples);
+    lines.push(format!("samples: {}", samples.fold(0, u64::saturating_add)));
+    lines.extend(Subject::NewMemory.coverage().iter().copied().map(str::to_owned));
+    if let Some((before, now)) = growths.rss {
+        lines.push(format!(
+            "resident memory: {before} bytes when tracing began, {now} bytes at the end"
+        ));
+    }
+    lines.extend(notes_and_losses(&growths.notes, &growths.losses));
+    lines.extend(incomplete_stacks(
+        Subject::NewMemory,
+        &truncated_growth(&growths.sites),
+    ));
+    lines
+}
+
+const NOTHING_LOST: &str = "nothing was lost";
+
+/// What every profile says first.
+fn head(snapshot: &Snapshot, subject: Subject) -> Vec<String> {
+    let process = &snapshot.process;
+    vec![
+        format!(
+            "memtrace {}: process {} ({})",
+            env!("CARGO_PKG_VERSION"),
+            process.pid,
+            printable(&process.name)
+        ),
+        format!("tracing began at {}", rfc3339(snapshot.started)),
+        format!("duration {:.3} s", snapshot.duration.as_secs_f64()),
+        origin(&snapshot.origin, subject),
+    ]
+}
+
+fn notes_and_losses(notes: &[String], losses: &[(u64, String)]) -> Vec<String> {
+    let notes = notes.iter().map(|note| format!("note: {}", printable(note)));
+    let lost = losses
+        .iter()
+        .map(|(count, what)| format!("lost: {count} {}", printable(what)));
+    let nothing = losses.is_empty().then(|| NOTHING_LOST.to_owned());
+    notes.chain(lost).chain(nothing).collect()
+}
+
+fn incomplete_stacks(subject: Subject, truncated: &[(EndReason, u64)]) -> Vec<String> {
+    if truncated.is_empty() {
+        return vec!["every recorded stack is complete".to_owned()];
+    }
+    let unit = subject.unit();
+    let line =
+        |(why, count): &(EndReason, u64)| format!("truncated stacks: {count} {unit}: {}", reason(*why));
+    truncated.iter().map(line).collect()
+}
+
+/// How many descriptors or bytes have an incomplete stack, by reason.
+pub(crate) fn truncated_holders(holders: &[Holder]) -> Vec<(EndReason, u64)> {
+    let code = holders.iter().filter(|holder| holder.maker == Maker::Code);
+    // What is inherited was not made in this process.
+    truncated(code.map(|holder| (holder.end, holder.made.max(holder.held))))
+}
+
+/// How many bytes were touched, added or mapped by code with an incomplete stack, by reason.
+pub(crate) fn truncated_growth(sites: &[Growth]) -> Vec<(EndReason, u64)> {
+    let bytes = |site: &Growth| site.touched.saturating_add(site.brk).saturating_add(site.mapped);
+    truncated(sites.iter().map(|site| (site.end, bytes(site))))
+}
+
 /// How the process came to be traced, and what that means for the values.
-pub(crate) fn origin(origin: &Origin) -> String {
+pub(crate) fn origin(origin: &Origin, subject: Subject) -> String {
     match origin {
-        Origin::Attached => "Memory allocated before memtrace attached is not counted.".into(),
+        Origin::Attached => subject.before_attach().into(),
         Origin::Started => "memtrace started it, and watched from its first instruction on.".into(),
         Origin::Spawned { parent: Some(parent) } => {
             format!("Process {parent} started it; memtrace watched from its first instruction on.")
@@ -228,30 +291,4 @@ pub(crate) fn counted(losses: &Losses) -> Vec<Counted> {
         ),
     ];
     all.into_iter().filter(|counted| counted.count > 0).collect()
-}
-
-/// The frame that stands for what is missing of a site's stack; `None` when it is complete.
-pub(crate) fn missing_frames(site: &Site) -> Option<String> {
-    match site.end {
-        _ if site.frames.is_empty() => Some("[stack not recorded]".to_owned()),
-        EndReason::Complete => None,
-        why => Some(format!("[stack truncated: {}]", reason(why))),
-    }
-}
-
-/// Why a stack is not complete, in words.
-pub(crate) fn reason(reason: EndReason) -> &'static str {
-    match reason {
-        EndReason::Running => "the walk did not finish",
-        EndReason::Complete => "complete",
-        EndReason::TooDeep => "too deep",
-        EndReason::UnknownMapping => "unknown mapping",
-        EndReason::NoUnwindInfo => "no unwind info",
-        EndReason::UnsupportedRule => "unsupported unwind rule",
-        EndReason::LostFramePointer => "frame pointer lost",
-        EndReason::DidNotAdvance => "stack did not advance",
-        EndReason::UnreadableStack => "stack not readable",
-        EndReason::UnknownTrampoline => "unknown return trampoline",
-        EndReason::OutOfSteps => "out of steps",
-    }
 }

@@ -4,10 +4,11 @@ use super::{
     builder::{Builder, Frame, Kind, LocationId, SampleType},
     comments,
     proto::Profile,
+    stacks::{Stacks, missing_frames},
 };
 use crate::{
     snapshot::{Site, Snapshot},
-    symbol::{FrameMap, Symbolized, Symbolizer, Symbols, is_allocator},
+    symbol::{Symbolized, Symbolizer, Symbols, is_allocator},
 };
 
 /// As Go's `runtime/pprof` names them, so that every viewer knows what to do with them.
@@ -61,14 +62,10 @@ pub fn heap(snapshot: &Snapshot, symbolizer: &mut Symbolizer, allocator_frames: 
     let kind = Kind { period, ..HEAP };
     let mut builder = Builder::new(&kind, &snapshot.process, &snapshot.mappings);
     builder.set_time(snapshot.started, snapshot.duration);
-    for comment in comments::of(snapshot) {
+    for comment in comments::heap(snapshot) {
         builder.add_comment(&comment);
     }
-    let mut stacks = Stacks {
-        locations: FrameMap::default(),
-        symbols: &symbols,
-        allocator_frames,
-    };
+    let mut stacks = Stacks::new(&symbols);
     for site in &snapshot.sites {
         // The process itself did not allocate what it inherited.
         let (objects, bytes) = match site.inherited {
@@ -77,56 +74,44 @@ pub fn heap(snapshot: &Snapshot, symbolizer: &mut Symbolizer, allocator_frames: 
         };
         let values = [objects, bytes, site.live_objects, site.live_bytes];
         let label = site.inherited.then_some(INHERITED);
-        let stack = stacks.of(site, &mut builder);
-        builder.add_sample(stack, label, &values);
+        let stack = stack_of(site, &mut stacks, allocator_frames, &mut builder);
+        builder.add_sample(stack, label.as_slice(), &values);
     }
     builder.finish()
 }
 
-/// Makes the stacks of a profile.
-struct Stacks<'a> {
-    locations: FrameMap<LocationId>,
-    symbols: &'a Symbols,
+/// The stack of a site, innermost frame first.
+fn stack_of(
+    site: &Site,
+    stacks: &mut Stacks<'_>,
     allocator_frames: AllocatorFrames,
+    builder: &mut Builder<'_>,
+) -> Vec<LocationId> {
+    let mut stack = Vec::with_capacity(site.frames.len() + 1);
+    let mut frames = site.frames.as_slice();
+    if allocator_frames == AllocatorFrames::Exclude {
+        let callers = callers(frames, stacks.symbols());
+        // A stack of nothing else is still a stack.
+        if let Some((first, others)) = callers.split_first() {
+            frames = others;
+            stack.extend(stacks.symbols().get(*first).map(|code| caller(code, builder)));
+        }
+    }
+    stacks.extend(&mut stack, frames, builder);
+    if let Some(missing) = missing_frames(&site.frames, site.end) {
+        stack.push(builder.location(Frame::Synthetic(&missing)));
+    }
+    stack
 }
 
-impl Stacks<'_> {
-    /// The stack of a site, innermost frame first.
-    fn of(&mut self, site: &Site, builder: &mut Builder<'_>) -> Vec<LocationId> {
-        let mut stack = Vec::with_capacity(site.frames.len() + 1);
-        let mut frames = site.frames.as_slice();
-        if self.allocator_frames == AllocatorFrames::Exclude {
-            let callers = self.callers(frames);
-            // A stack of nothing else is still a stack.
-            if let Some((first, others)) = callers.split_first() {
-                frames = others;
-                stack.extend(self.symbols.get(*first).map(|code| caller(code, builder)));
-            }
-        }
-        for packed in frames {
-            if let Some(known) = self.locations.get(packed) {
-                stack.push(*known);
-            } else if let Some(code) = self.symbols.get(*packed) {
-                let location = builder.location(Frame::Code(code));
-                self.locations.insert(*packed, location);
-                stack.push(location);
-            }
-        }
-        if let Some(missing) = comments::missing_frames(site) {
-            stack.push(builder.location(Frame::Synthetic(&missing)));
-        }
-        stack
-    }
-
-    /// The stack without the frames at its beginning that are the allocator's only.
-    fn callers<'f>(&self, frames: &'f [u64]) -> &'f [u64] {
-        let is_own = |packed: &u64| {
-            let code = self.symbols.get(*packed);
-            code.is_none_or(|code| code.lines.iter().all(|line| is_allocator(&line.function)))
-        };
-        let first = frames.iter().position(|packed| !is_own(packed));
-        &frames[first.unwrap_or(frames.len())..]
-    }
+/// The stack without the frames at its beginning that are the allocator's only.
+fn callers<'f>(frames: &'f [u64], symbols: &Symbols) -> &'f [u64] {
+    let is_own = |packed: &u64| {
+        let code = symbols.get(*packed);
+        code.is_none_or(|code| code.lines.iter().all(|line| is_allocator(&line.function)))
+    };
+    let first = frames.iter().position(|packed| !is_own(packed));
+    &frames[first.unwrap_or(frames.len())..]
 }
 
 /// The place of a frame that called the allocator, without functions of the allocator that were inlined into it.

@@ -1,11 +1,15 @@
 //! Profiles in pprof's format, as every pprof viewer expects them.
 //!
-//! [`heap()`] makes the heap profile; [`Builder`] makes profiles of any [`Kind`]; [`encode_gz`] writes the file.
+//! [`heap()`], [`fds`], [`mmap`] and [`growth()`] make the profiles of a snapshot; [`Builder`] makes profiles of any [`Kind`]; [`encode_gz`] writes the file.
 
 mod builder;
 pub(crate) mod comments;
+mod growth;
 mod heap;
+mod holdings;
 pub mod proto;
+pub(crate) mod stacks;
+pub(crate) mod subject;
 
 use std::io::{self, Read, Write};
 
@@ -13,7 +17,9 @@ use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use prost::Message;
 
 pub use builder::{Builder, Frame, Kind, LocationId, SampleType};
+pub use growth::{GROWTH, growth};
 pub use heap::{AllocatorFrames, HEAP, INHERITED, heap};
+pub use holdings::{FDS, FDS_INHERITED, KIND, MMAP, MMAP_INHERITED, fds, mmap};
 pub use proto::Profile;
 
 /// The bytes of a `.pb.gz` file.

@@ -9,7 +9,7 @@ use std::{
 use memtrace_ebpf::layout::EndReason;
 
 use crate::{
-    snapshot::{Coverage, Losses, Origin, Selection, Site, Snapshot},
+    snapshot::{Coverage, Holder, Losses, Maker, Origin, Selection, Site, Snapshot},
     target::{Mappings, ProcessInfo},
 };
 
@@ -26,6 +26,33 @@ pub(crate) fn site(frames: &[u64], end: EndReason, live: (u64, u64), allocated: 
         mean_age: Duration::from_secs(4),
         recent_change: 0,
         live_samples: 0,
+    }
+}
+
+/// A holder of this kind with these frames, whose `held` are as many objects.
+pub(crate) fn holder(kind: &'static str, frames: &[u64], made: u64, held: u64) -> Holder {
+    Holder {
+        kind,
+        maker: Maker::Code,
+        frames: frames.to_vec(),
+        end: EndReason::Complete,
+        inherited: false,
+        cached: false,
+        made,
+        held,
+        held_objects: held,
+        resident: 0,
+        mean_age: Duration::from_secs(4),
+        recent_change: 0,
+    }
+}
+
+/// A holder that is not code.
+pub(crate) fn nobody(kind: &'static str, maker: Maker, held: u64) -> Holder {
+    Holder {
+        maker,
+        mean_age: Duration::ZERO,
+        ..holder(kind, &[], 0, held)
     }
 }
 

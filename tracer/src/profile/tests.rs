@@ -15,6 +15,8 @@ use crate::{
     },
 };
 
+mod holdings;
+
 #[inline(never)]
 fn allocating_function() -> u64 {
     std::hint::black_box(1)
@@ -290,8 +292,8 @@ fn inlined_calls_are_lines_of_one_location() {
     let stack =
         [super::Frame::Code(&code), super::Frame::Synthetic("[end]")].map(|frame| builder.location(frame));
     assert_eq!(builder.location(super::Frame::Code(&code)), stack[0]);
-    builder.add_sample(stack, None, &[1, 1, 1, u64::MAX]);
-    builder.add_sample(stack, None, &[0, 0, 0, 1]);
+    builder.add_sample(stack, &[], &[1, 1, 1, u64::MAX]);
+    builder.add_sample(stack, &[], &[0, 0, 0, 1]);
     let profile = builder.finish();
     assert_eq!(profile.sample.len(), 1);
     assert_eq!(profile.sample[0].value, [1, 1, 1, i64::MAX]);

@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     num::NonZeroU32,
+    ops::Range,
     sync::Arc,
 };
 
@@ -44,6 +45,8 @@ pub struct Known {
     pub breakpoint: Option<u64>,
     /// Whether it is a program that is linked statically and has no symbols.
     pub is_stripped_static: bool,
+    /// Where the code of its allocation functions is (virtual addresses in the file).
+    pub allocator_code: Vec<Range<u64>>,
     /// For the profile: which of its functions are covered.
     pub allocator: Option<String>,
     /// For the profile: what is not covered.
@@ -72,6 +75,13 @@ impl Files {
             .filter(|_| mapping.file_id.1 != 0)
     }
 
+    /// Whether the code at an address of the process is an allocation function's.
+    pub fn is_allocator(&self, mapping: &Mapping, address: u64) -> bool {
+        let vaddr = address.wrapping_sub(mapping.bias);
+        let known = self.get(mapping);
+        known.is_some_and(|known| known.allocator_code.iter().any(|code| code.contains(&vaddr)))
+    }
+
     /// Whether the file behind a mapping is to be read: it is new, or could not be read whole before.
     pub fn is_unread(&self, mapping: &Mapping) -> bool {
         self.get(mapping).is_none() || self.unreadable.contains(&mapping.file_id)
@@ -92,6 +102,7 @@ impl Files {
         known.batch = batch;
         known.breakpoint = image.breakpoint();
         known.is_stripped_static = image.is_stripped_static();
+        known.allocator_code = image.allocator_code().to_vec();
         known.allocator = image.allocator();
         known.notes = image.notes();
     }

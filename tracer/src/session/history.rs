@@ -1,6 +1,8 @@
 //! Earlier readings, so that a leak can be told from a start that has come to rest.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
+
+use super::mmaps::Mapped;
 
 /// The live bytes of every stack at one moment.
 #[derive(Debug)]
@@ -9,6 +11,10 @@ pub struct Reading {
     pub at: Duration,
     /// Live bytes by stack index.
     pub live_bytes: Vec<u64>,
+    /// Open descriptors by stack index.
+    pub open_fds: HashMap<u32, u64>,
+    /// Mapped bytes.
+    pub mapped: Mapped,
 }
 
 /// Readings at 1, 2, 4, 8 … seconds: however long a run is, one of them is near its middle, and keeping them
@@ -35,11 +41,11 @@ impl History {
     }
 
     /// Keeps a reading.
-    pub fn keep(&mut self, at: Duration, live_bytes: Vec<u64>) {
+    pub fn keep(&mut self, reading: Reading) {
         if self.readings.len() == Self::KEPT {
             self.readings.remove(0);
         }
-        self.readings.push(Reading { at, live_bytes });
+        self.readings.push(reading);
     }
 
     /// The latest reading of the first half.
@@ -53,7 +59,7 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, History};
+    use super::{Duration, HashMap, History, Reading};
 
     #[test]
     fn there_is_a_reading_in_the_second_quarter() {
@@ -61,7 +67,12 @@ mod tests {
         for second in 1..1000 {
             let now = Duration::from_secs(second);
             if history.is_due(now) {
-                history.keep(now, vec![second]);
+                history.keep(Reading {
+                    at: now,
+                    live_bytes: vec![second],
+                    open_fds: HashMap::new(),
+                    mapped: HashMap::new(),
+                });
             }
             if second >= 2 {
                 let reading = history

@@ -1,6 +1,6 @@
 //! What the files behind new mappings hold: unwind tables, allocators, the dynamic linker.
 
-use std::{fs::File, io, sync::Arc};
+use std::{fs::File, io, ops::Range, sync::Arc};
 
 use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache, ReadRef as _};
 
@@ -81,11 +81,12 @@ impl Images {
         images.any(|image| image.file_id == mapping.file_id && image.has_probes())
     }
 
-    /// Everything to probe. Frees first: a free that is seen before its allocation is harmless, one that is missed
-    /// is a false leak.
-    pub fn probes(&self) -> Probes {
+    /// Everything to probe, the allocators only `with_heap`. Frees first: a free that is seen before its allocation is
+    /// harmless, one that is missed is a false leak.
+    pub fn probes(&self, with_heap: bool) -> Probes {
         let images = || self.images.iter().filter(|image| !image.is_unreadable());
-        let sites = images().flat_map(|image| {
+        let with_sites = images().filter(|_| with_heap);
+        let sites = with_sites.flat_map(|image| {
             let file = image.file.as_ref();
             image
                 .plan
@@ -129,6 +130,11 @@ impl Image {
     pub fn allocator(&self) -> Option<String> {
         let functions = self.plan.functions();
         (!functions.is_empty()).then(|| format!("{}: {functions}", self.name))
+    }
+
+    /// Where the code of its allocation functions is (virtual addresses in the file).
+    pub fn allocator_code(&self) -> &[Range<u64>] {
+        &self.plan.allocator_code
     }
 
     /// Whether it is a program that is linked statically and has no symbols.

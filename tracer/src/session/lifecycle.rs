@@ -73,11 +73,12 @@ impl Tracer {
     /// The last word on the next address space that is no more; `None` also if there is nothing to tell of it.
     pub fn take_past(&mut self) -> Option<Past> {
         let (mut space, executed) = self.ending.pop_front()?;
+        self.read_map_events();
         self.programs.books_mut().read_frames();
         self.dead.insert(space.id);
-        space.say_what_is_not_visible();
+        space.say_what_is_not_visible(&self.settings);
         let mut snapshot = self.snapshot(&space, &self.old_blocks());
-        if snapshot.coverage.allocators.is_empty() && !snapshot.sites.is_empty() {
+        if snapshot.heap && snapshot.coverage.allocators.is_empty() && !snapshot.sites.is_empty() {
             snapshot
                 .coverage
                 .allocators
@@ -103,11 +104,13 @@ impl Tracer {
         };
         let origin = Origin::Forked { parent: notice.by };
         let mut space = Space::new(notice.space, info, process, origin, self.since(notice));
+        space.table = notice.table;
         if let Some(parent) = parent {
             space.layout = parent.layout;
             space.reader = parent.reader.clone();
             space.bound.clone_from(&parent.bound);
             space.coverage = parent.coverage.clone();
+            space.attached = parent.attached.clone();
             self.files.share_layout(parent.layout);
         }
         if space.process.is_none() {
@@ -152,6 +155,7 @@ impl Tracer {
         space.layout = self.files.new_layout();
         // Perf events stay with a thread through an exec.
         space.bound = bound;
+        space.table = notice.table;
         self.anchor(&mut space);
         let described = self.programs.spaces().describe(space.id, space.layout, 0);
         if let Err(error) = described {
@@ -160,6 +164,7 @@ impl Tracer {
         self.spaces.insert(space.id, space);
         // First this, which may not live long.
         self.refresh(notice.space);
+        self.note_new_mappings(notice.space);
         if had_own {
             self.end(notice.earlier, true);
         }

@@ -7,9 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memtrace_ebpf::layout::Wish;
+use memtrace_ebpf::{handles::classes, layout::Wish};
 
-use super::{Error, Tracer, images::Images, space::Space};
+use super::{Error, Settings, Tracer, images::Images, space::Space};
 use crate::{
     kernel::{Batch, FileTable},
     target::{Change, Mapping, Process},
@@ -31,12 +31,12 @@ const TOO_SHORT: &str = "names: the process ended before memtrace read what it m
 
 impl Space {
     /// Notes that nothing is covered, or that something is by now.
-    pub fn say_what_is_not_visible(&mut self) {
+    pub fn say_what_is_not_visible(&mut self, settings: &Settings) {
         let notes = &mut self.coverage.not_covered;
         notes.retain(|note| ![HEAP_NOT_VISIBLE, NO_SYMBOLS, TOO_SHORT].contains(&note.as_str()));
         if self.reader.live().next().is_none() {
             notes.insert(0, TOO_SHORT.to_owned());
-        } else if self.coverage.allocators.is_empty() {
+        } else if self.coverage.allocators.is_empty() && settings.trace(classes::HEAP) {
             let why = if self.is_stripped_static {
                 NO_SYMBOLS
             } else {
@@ -102,7 +102,7 @@ impl Tracer {
                     ));
                 }
                 self.bind_known(space, &change.added);
-                space.say_what_is_not_visible();
+                space.say_what_is_not_visible(&self.settings);
                 self.programs.mappings_changed();
                 self.programs.spaces().grant(space.id, Wish::Refresh);
             }
@@ -227,7 +227,8 @@ impl Tracer {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn attach_images(&mut self, space: &mut Space, images: Images) -> Result<(), Error> {
-        let probes = images.probes();
+        let with_heap = self.settings.trace(classes::HEAP);
+        let probes = images.probes(with_heap);
         let threads = self.threads_of(space);
         let batch = if probes.is_empty() {
             None
@@ -312,6 +313,9 @@ impl Tracer {
     }
 
     fn cover(&self, space: &mut Space, allocator: Option<String>, notes: Vec<String>, is_new: bool) {
+        if !self.settings.trace(classes::HEAP) {
+            return;
+        }
         for note in notes {
             space.add_note(note);
         }

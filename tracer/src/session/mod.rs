@@ -1,12 +1,17 @@
 //! One run of memtrace: attach, wait, write what was found.
 
+mod descriptors;
+mod fds;
 mod files;
+mod growth;
 mod heirs;
 mod history;
 mod images;
 mod launch;
 mod lifecycle;
+pub mod mapped;
 mod mappings;
+mod mmaps;
 mod privilege;
 mod results;
 mod run;

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::mpsc,
     thread::JoinHandle,
 };
@@ -12,11 +12,17 @@ use super::{Error, say, signals};
 use crate::{
     cli::Arguments,
     kernel::FIRST_SPACE,
-    output::{OutputDir, OutputError, ProcessRow, ReportOptions, StatusLine, write_processes, write_report},
-    profile,
+    output::{
+        OutputDir, OutputError, ProcessRow, ReportOptions, StatusLine, fd_details_json, write_processes,
+        write_report,
+    },
+    profile::{self, Profile},
     snapshot::Snapshot,
     symbol::Symbolizer,
 };
+
+/// The list of open descriptors, beside the profiles.
+const FD_DETAILS: &str = "fd-details.json";
 
 /// What is to be written.
 enum Job {
@@ -145,23 +151,59 @@ impl Writer {
         self.keep(written.map_err(Error::from));
     }
 
+    /// Writes the profiles of a snapshot; returns the path of the first.
     fn write(&mut self, snapshot: &Snapshot, numbered: bool) -> Result<PathBuf, OutputError> {
-        let profile = profile::heap(snapshot, &mut self.symbolizer, self.arguments.allocator_frames());
-        let directory = match snapshot.space {
-            FIRST_SPACE => &self.directory,
-            space => {
-                if !self.directories.contains_key(&space) {
-                    let name = format!("{}-{}", snapshot.process.pid, snapshot.process.name);
-                    self.directories.insert(space, self.directory.make_inside(&name)?);
-                }
-                &self.directories[&space]
-            }
+        let profiles = self.profiles(snapshot);
+        let details = match snapshot.fd_details {
+            Some(_) if !numbered => Some(fd_details_json(snapshot, &mut self.symbolizer)),
+            _ => None,
         };
-        if numbered {
-            directory.write_numbered("heap", &profile)
-        } else {
-            directory.write_final("heap", &profile)
+        let directory = self.directory_of(snapshot)?;
+        let mut paths = Vec::new();
+        for (kind, profile) in profiles {
+            paths.push(if numbered {
+                directory.write_numbered(kind, &profile)?
+            } else {
+                directory.write_final(kind, &profile)?
+            });
         }
+        if let Some(details) = details {
+            directory.write(FD_DETAILS, &details)?;
+        }
+        let first = paths.into_iter().next();
+        Ok(first.unwrap_or_else(|| directory.path().to_owned()))
+    }
+
+    fn profiles(&mut self, snapshot: &Snapshot) -> Vec<(&'static str, Profile)> {
+        let mut profiles = Vec::new();
+        let symbolizer = &mut self.symbolizer;
+        if snapshot.heap {
+            let frames = self.arguments.allocator_frames();
+            profiles.push(("heap", profile::heap(snapshot, symbolizer, frames)));
+        }
+        if let Some(fds) = &snapshot.fds {
+            profiles.push(("fd", profile::fds(snapshot, fds, symbolizer)));
+        }
+        if let Some(mmap) = &snapshot.mmap {
+            profiles.push(("mmap", profile::mmap(snapshot, mmap, symbolizer)));
+        }
+        if let Some(growth) = &snapshot.growth {
+            profiles.push(("growth", profile::growth(snapshot, growth, symbolizer)));
+        }
+        profiles
+    }
+
+    /// The directory for the profiles of the snapshot's address space.
+    fn directory_of(&mut self, snapshot: &Snapshot) -> Result<&OutputDir, OutputError> {
+        if snapshot.space == FIRST_SPACE {
+            return Ok(&self.directory);
+        }
+        if !self.directories.contains_key(&snapshot.space) {
+            let name = format!("{}-{}", snapshot.process.pid, snapshot.process.name);
+            let made = self.directory.make_inside(&name)?;
+            self.directories.insert(snapshot.space, made);
+        }
+        Ok(&self.directories[&snapshot.space])
     }
 
     /// The first failure decides how memtrace ends.
@@ -171,6 +213,30 @@ impl Writer {
                 None => self.failure = Some(error),
                 Some(_) => log::error!("{error}"),
             }
+        }
+    }
+
+    /// What the reader can open now.
+    fn where_to_look(&self, path: &Path, snapshot: &Snapshot) -> String {
+        let written = [
+            (snapshot.heap, "heap"),
+            (snapshot.fds.is_some(), "fd"),
+            (snapshot.mmap.is_some(), "mmap"),
+            (snapshot.growth.is_some(), "growth"),
+        ];
+        let written: Vec<&str> = written
+            .iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, kind)| *kind)
+            .collect();
+        let first = path.display();
+        match (written.as_slice(), path.parent()) {
+            ([_, _, ..], Some(directory)) => {
+                let directory = directory.display();
+                let names = written.join(",");
+                format!("Profiles: {directory}/{{{names}}}.pb.gz\nOpen one: go tool pprof -http=: {first}\n")
+            }
+            _ => format!("Profile: {first}\nOpen it: go tool pprof -http=: {first}\n"),
         }
     }
 
@@ -187,8 +253,7 @@ impl Writer {
         let written = written.and_then(|()| write_report(&mut text, largest, &mut self.symbolizer, &options));
         let row = self.rows.iter().find(|row| row.pid == largest.process.pid);
         if let Some(path) = row.and_then(|row| row.profile.as_ref()) {
-            let path = path.display();
-            text.extend(format!("Profile: {path}\nOpen it: go tool pprof -http=: {path}\n").bytes());
+            text.extend(self.where_to_look(path, largest).bytes());
         }
         tell(written.and_then(|()| io::stdout().lock().write_all(&text)))
     }

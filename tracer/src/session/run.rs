@@ -9,6 +9,7 @@ use std::{
 };
 
 use aya_log::EbpfLogger;
+use memtrace_ebpf::handles::classes;
 use tokio::{
     io::{
         Interest,
@@ -27,7 +28,7 @@ use super::{
     trend::Trend,
 };
 use crate::{
-    cli::Arguments,
+    cli::{Arguments, ProfileKind},
     output::{OutputDir, Status, StatusLine},
     snapshot::Origin,
     target::{Process, ProcessInfo, TargetError},
@@ -77,6 +78,8 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
     let settings = Settings {
         max_live: arguments.max_live(),
         selection: arguments.selection(),
+        classes: classes_of(arguments),
+        fd_details: arguments.fd_details,
         children: arguments.children,
         floor: arguments.floor,
         allocator_prefixes: arguments.allocator_prefix.clone(),
@@ -106,7 +109,19 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
     run.follow(&mut signals).await
 }
 
-/// What is traced.
+/// What is traced, as the programs are told.
+fn classes_of(arguments: &Arguments) -> u32 {
+    let all = [
+        (ProfileKind::Heap, classes::HEAP),
+        (ProfileKind::Fd, classes::FD),
+        (ProfileKind::Mmap, classes::MAPPING),
+        (ProfileKind::Growth, classes::GROWTH),
+    ];
+    let wanted = all.into_iter().filter(|&(kind, _)| arguments.wants(kind));
+    wanted.map(|(_, class)| class).sum()
+}
+
+/// Who is traced.
 enum Target {
     Running(Arc<Process>),
     Launched(Launched),
@@ -195,6 +210,7 @@ impl Run<'_> {
         let mut log = program_log(&mut self.tracer)?;
         let log_ready = watch(log.as_fd())?;
         let frames = watch(self.tracer.frames_fd())?;
+        let map_events = watch(self.tracer.map_events_fd())?;
         let mut next_tidying = Instant::now() + TIDY_PERIOD;
         let mut trend = Trend::default();
         let start = Instant::now();
@@ -243,6 +259,10 @@ impl Run<'_> {
                     self.line.update(&self.status(&mut trend));
                     next_status += STATUS_PERIOD;
                 }
+                ready = map_events.readable() => {
+                    acknowledge(ready);
+                    self.tracer.read_map_events();
+                }
                 ready = frames.readable() => {
                     acknowledge(ready);
                     self.tracer.read_frames();
@@ -282,8 +302,9 @@ impl Run<'_> {
         let elapsed = self.tracer.elapsed();
         Status {
             elapsed,
-            live_bytes: totals.live_bytes,
-            live_objects: totals.live_objects,
+            live: Some((totals.live_bytes, totals.live_objects)),
+            open_fds: None,
+            mapped_bytes: None,
             change_per_minute: trend.add(elapsed, totals.live_bytes),
             not_recorded: totals.not_recorded,
             is_estimate: self.arguments.sample_bytes.is_some(),

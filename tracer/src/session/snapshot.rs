@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use memtrace_ebpf::handles::Class;
 use memtrace_ebpf::layout::{Counter, EndReason, OVERFLOW_STACK, TICK_SHIFT};
 
 use super::history::Reading;
@@ -25,7 +26,10 @@ pub struct Totals {
 pub fn live_bytes(books: &Books, count: usize) -> Vec<u64> {
     (0..count)
         .map_while(|id| books.stack(id))
-        .map(|stack| books.whole(Live::of(&stack).bytes))
+        .map(|stack| match stack.class == Class::Heap as u8 {
+            true => books.whole(Live::of(&stack).bytes),
+            false => 0,
+        })
         .collect()
 }
 
@@ -39,7 +43,8 @@ pub fn totals(books: &Books, count: usize, spaces: impl Iterator<Item = u32>) ->
         not_recorded,
         ..Totals::default()
     };
-    for stack in (0..count).map_while(|id| books.stack(id)) {
+    let stacks = (0..count).map_while(|id| books.stack(id));
+    for stack in stacks.filter(|stack| stack.class == Class::Heap as u8) {
         let live = Live::of(&stack);
         totals.live_objects += books.whole(live.objects);
         totals.live_bytes += books.whole(live.bytes);
@@ -70,7 +75,7 @@ pub fn read(
     earlier: Option<&Reading>,
     chosen: Option<&[Live]>,
 ) -> (Vec<Site>, Losses, u64) {
-    let stacks = books.used_stacks(count, space);
+    let stacks = books.used_stacks(count, space, Class::Heap);
     let counters = books.counters(space);
     let losses = losses(books, &counters, &stacks);
     let now = now_ticks();

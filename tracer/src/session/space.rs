@@ -10,7 +10,7 @@ use std::{
 use crate::{
     kernel::Batch,
     snapshot::{Coverage, Origin},
-    target::{MappingReader, Process, ProcessInfo},
+    target::{Descriptor, MappingReader, Process, ProcessInfo},
 };
 
 /// What is kept of an address space.
@@ -27,6 +27,14 @@ pub struct Space {
     pub layout: u32,
     /// Its executable mappings.
     pub reader: MappingReader,
+    /// Its descriptor table in the programs' books.
+    pub table: u32,
+    /// What was open when tracing began.
+    pub attached: Vec<Descriptor>,
+    /// Resident bytes of its `brk` heap when tracing began.
+    pub heap_resident: u64,
+    /// Its resident bytes then, if they are wanted and could be read.
+    pub rss: Option<u64>,
     /// What is attached to it.
     pub bound: HashSet<Batch>,
     /// Keep it attached.
@@ -63,6 +71,10 @@ impl Space {
             origin,
             layout: 0,
             reader: MappingReader::default(),
+            table: id,
+            attached: Vec::new(),
+            heap_resident: 0,
+            rss: None,
             bound: HashSet::new(),
             anchors: Vec::new(),
             coverage: Coverage::default(),

@@ -8,9 +8,21 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use memtrace_ebpf::layout::{Counter, NO_SPACE};
+use memtrace_ebpf::{
+    handles::classes,
+    layout::{Counter, NO_SPACE},
+};
 
-use super::{Error, files::Files, heirs::Heirs, history::History, images::Images, snapshot, space::Space};
+use super::{
+    Error,
+    files::Files,
+    heirs::Heirs,
+    history::{History, Reading},
+    images::Images,
+    mapped::MappedBooks,
+    snapshot,
+    space::Space,
+};
 use crate::{
     kernel::{FIRST_SPACE, KernelError, Limits, Live, Programs, TableRoom},
     snapshot::{Coverage, Origin, Selection, Snapshot},
@@ -23,6 +35,10 @@ const THREADS: u32 = 16 << 10;
 const PROCESSES: u32 = 16 << 10;
 /// Distinct stacks of one run.
 const STACKS: u32 = 64 << 10;
+/// Descriptors that can be open at once in all tables.
+const FDS: u32 = 256 << 10;
+/// Of the pages that are touched one in so many is recorded.
+pub(super) const TOUCH_DISTANCE: u32 = 16;
 /// Rows kept free for libraries that are loaded later.
 const SPARE_ROWS: u32 = 1536 << 10;
 /// Pages kept free for them.
@@ -37,12 +53,23 @@ pub struct Settings {
     pub max_live: u32,
     /// Which blocks are recorded, and which of them are shown.
     pub selection: Selection,
+    /// What is traced: bits of [`memtrace_ebpf::handles::classes`].
+    pub classes: u32,
+    /// Whether each open descriptor is listed.
+    pub fd_details: bool,
     /// Trace what the process forks and executes, too.
     pub children: bool,
     /// Attach programs that do nothing, to measure the cost of the probes alone.
     pub floor: bool,
     /// What private allocators put before the names of C's functions.
     pub allocator_prefixes: Vec<String>,
+}
+
+impl Settings {
+    /// Whether anything of these classes is traced.
+    pub fn trace(&self, classes: u32) -> bool {
+        self.classes & classes != 0
+    }
 }
 
 /// The processes with memtrace's probes in them. Dropping it removes the probes.
@@ -62,6 +89,10 @@ pub struct Tracer {
     /// Which address space was forked from which, as long as the tables may hold something of either.
     pub(super) parents: HashMap<u32, u32>,
     pub(super) look_at_ends: Option<Instant>,
+    /// Whether what an io_uring opens is seen.
+    pub(super) sees_io_uring: bool,
+    /// The mappings of each address space.
+    pub(super) mapped: HashMap<u32, MappedBooks>,
 }
 
 impl Tracer {
@@ -87,7 +118,7 @@ impl Tracer {
             limits.blocks,
             limits.other_bytes() >> 20
         );
-        let mut programs = Programs::load(&limits, settings.children)?;
+        let mut programs = Programs::load(&limits, settings.children, settings.classes)?;
         programs.choose_blocks(settings.selection.sample_bytes, settings.selection.min_size)?;
         let mut tracer = Self {
             programs,
@@ -101,6 +132,8 @@ impl Tracer {
             dead: HashSet::new(),
             parents: HashMap::new(),
             look_at_ends: None,
+            sees_io_uring: true,
+            mapped: HashMap::new(),
         };
         space.layout = tracer.files.new_layout();
         tracer
@@ -114,11 +147,21 @@ impl Tracer {
             }
             log::info!("processes that borrow the address space (vfork) are not recorded: {error}");
         }
+        if settings.trace(!classes::HEAP) {
+            tracer.programs.attach_calls()?;
+        }
+        if settings.trace(classes::FD) {
+            tracer.sees_io_uring = tracer.attach_requests();
+        }
+        if settings.trace(classes::GROWTH) {
+            tracer.programs.sample_touches(TOUCH_DISTANCE);
+            tracer.programs.attach_faults()?;
+        }
         // Whatever is attached here is attached from the beginning.
         space.is_held = true;
         tracer.attach_images(&mut space, images)?;
         space.is_held = false;
-        space.say_what_is_not_visible();
+        space.say_what_is_not_visible(settings);
         if let Some(anchor) = NonZeroU32::new(process.anchor()) {
             tracer.programs.set_anchor(anchor);
         }
@@ -126,13 +169,46 @@ impl Tracer {
         if settings.children {
             tracer.add_descendants();
         }
+        tracer.note_breaks();
         tracer.programs.record(!settings.floor);
         tracer.clock = Instant::now();
         for space in tracer.spaces.values_mut() {
             space.started = SystemTime::now();
             space.since = Duration::ZERO;
         }
+        tracer.note_what_is_there();
         Ok(tracer)
+    }
+
+    /// Whether what an io_uring opens is seen.
+    fn attach_requests(&mut self) -> bool {
+        self.programs.attach_requests().unwrap_or_else(|error| {
+            log::info!("{error}");
+            false
+        })
+    }
+
+    /// Notes what every process holds when tracing begins.
+    fn note_what_is_there(&mut self) {
+        let ids: Vec<u32> = self.spaces.keys().copied().collect();
+        for id in ids {
+            let Some(mut space) = self.spaces.remove(&id) else {
+                continue;
+            };
+            if self.settings.trace(classes::FD) {
+                self.note_open_descriptors(&mut space);
+            }
+            if self.settings.trace(classes::MAPPING) {
+                self.note_mappings(&mut space);
+            }
+            self.spaces.insert(id, space);
+        }
+    }
+
+    /// The earlier reading that changes of late refer to.
+    pub(super) fn earlier(&self, space: &Space) -> Option<&Reading> {
+        let reading = self.history.half_way(self.elapsed());
+        reading.filter(|reading| reading.at >= space.since)
     }
 
     /// The children that the process has already, and theirs. From here on the programs follow those that are made.
@@ -193,6 +269,11 @@ impl Tracer {
         }
     }
 
+    /// The descriptor that becomes readable when mappings changed.
+    pub fn map_events_fd(&self) -> BorrowedFd<'_> {
+        self.programs.map_events_fd()
+    }
+
     /// The descriptor that becomes readable when many frames wait to be read.
     pub fn frames_fd(&self) -> BorrowedFd<'_> {
         self.programs.books().frames_fd()
@@ -206,8 +287,11 @@ impl Tracer {
     /// Makes room in the tables; to be called now and then.
     pub fn tidy(&mut self) {
         let count = self.programs.stack_count();
-        if self.programs.books_mut().make_room(count) {
-            self.programs.mappings_changed();
+        if self.programs.books().wants_room(count) {
+            let held = self.held_stacks();
+            if self.programs.books_mut().make_room(count, &held) {
+                self.programs.mappings_changed();
+            }
         }
         if self.dead.is_empty() {
             return;
@@ -220,16 +304,28 @@ impl Tracer {
             return;
         }
         self.dead.retain(|space| !dead.contains(space));
+        self.mapped.retain(|space, _| !dead.contains(space));
         let given_back = self
             .programs
             .books_mut()
             .give_back(count, &dead, |key| heirs.may_hold(key, &dead));
+        let given_back = given_back.and_then(|()| {
+            let descriptors = self.programs.descriptors();
+            descriptors.forget(|table| dead.contains(&table))
+        });
         if let Err(error) = given_back {
-            log::debug!("the table of blocks is not tidied: {error}");
+            log::debug!("the books are not tidied: {error}");
         }
         let needed = heirs.needed;
         self.parents
             .retain(|child, parent| needed.contains(child) || needed.contains(parent));
+    }
+
+    /// The stacks at which descriptors or mappings are held.
+    fn held_stacks(&self) -> HashSet<u32> {
+        let open = self.programs.descriptors_ref().open_by_stack();
+        let mapped = self.mapped.values().flat_map(MappedBooks::held_stacks);
+        open.unwrap_or_default().into_keys().chain(mapped).collect()
     }
 
     /// Stops recording, so that the next snapshot is the last word.
@@ -241,10 +337,27 @@ impl Tracer {
     pub fn observe(&mut self) {
         let elapsed = self.elapsed();
         if self.history.is_due(elapsed) {
+            self.read_map_events();
             self.find_trampolines();
             let count = self.programs.stack_count();
-            self.history
-                .keep(elapsed, snapshot::live_bytes(self.programs.books(), count));
+            let open_fds = match self.settings.trace(classes::FD) {
+                true => self
+                    .programs
+                    .descriptors_ref()
+                    .open_by_stack()
+                    .unwrap_or_default(),
+                false => HashMap::new(),
+            };
+            self.history.keep(Reading {
+                at: elapsed,
+                live_bytes: snapshot::live_bytes(self.programs.books(), count),
+                open_fds,
+                mapped: self
+                    .mapped
+                    .iter()
+                    .map(|(&space, books)| (space, books.held()))
+                    .collect(),
+            });
         }
     }
 
@@ -264,10 +377,14 @@ impl Tracer {
 
     /// Reads the books of every address space.
     pub fn snapshots(&mut self) -> Vec<Snapshot> {
+        self.read_map_events();
         self.programs.books_mut().read_frames();
         let old_blocks = self.old_blocks();
-        let spaces = self.spaces.values();
-        spaces.map(|space| self.snapshot(space, &old_blocks)).collect()
+        let spaces = std::mem::take(&mut self.spaces);
+        let all = spaces.values();
+        let snapshots = all.map(|space| self.snapshot(space, &old_blocks)).collect();
+        self.spaces = spaces;
+        snapshots
     }
 
     /// The live blocks by stack, if only those of some age are wanted.
@@ -280,7 +397,7 @@ impl Tracer {
     }
 
     pub(super) fn snapshot(
-        &self,
+        &mut self,
         space: &Space,
         old_blocks: &Result<Option<Vec<Live>>, KernelError>,
     ) -> Snapshot {
@@ -300,6 +417,9 @@ impl Tracer {
         let count = self.programs.stack_count();
         let (mut sites, losses, failed_calls) =
             snapshot::read(books, count, space.id, earlier, old_blocks.as_deref());
+        let recent = earlier
+            .filter(|reading| reading.at >= space.since)
+            .map_or(Duration::ZERO, |reading| elapsed.saturating_sub(reading.at));
         let mappings = space.reader.mappings();
         for frame in sites.iter_mut().flat_map(|site| site.frames.iter_mut()) {
             *frame = mappings.place(*frame);
@@ -317,27 +437,31 @@ impl Tracer {
                 "{unheard} forks, execs or changes of mappings went unnoticed: they came too fast"
             ));
         }
+        let (fds, fd_details) = self.fd_holdings(space);
+        let heap = self.settings.trace(classes::HEAP);
+        // What a sample stands for is an estimate, and what is too young or too small was not asked for: blocks all the same.
+        let live = heap.then(|| sites.iter().map(|site| site.live_bytes).sum());
+        let maps = self.map_report(space, live);
+        let (mmap, memory) = maps.map_or((None, None), |maps| (Some(maps.holdings), maps.memory));
         Snapshot {
             space: space.id,
             process: space.info.clone(),
             origin: space.origin.clone(),
             started: space.started,
             duration: elapsed.saturating_sub(space.since),
-            recent: earlier
-                .filter(|reading| reading.at >= space.since)
-                .map_or(Duration::ZERO, |reading| elapsed.saturating_sub(reading.at)),
+            recent,
             sites,
             selection,
             losses,
             coverage,
             failed_calls,
             mappings,
-            heap: true,
-            fds: None,
-            fd_details: None,
-            mmap: None,
-            growth: None,
-            memory: None,
+            heap,
+            fds,
+            fd_details,
+            mmap,
+            growth: self.growths(space),
+            memory,
         }
     }
 }
@@ -353,6 +477,7 @@ fn limits(settings: &Settings, room: TableRoom) -> Limits {
         threads: THREADS,
         processes: PROCESSES,
         stacks: STACKS,
+        fds: FDS,
         tables,
     }
 }

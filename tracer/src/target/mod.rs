@@ -1,12 +1,20 @@
-//! Who is traced: a process, its identity, its executable mappings and their files.
+//! Who is traced: a process, its identity, its memory, its executable mappings and their files.
 
+mod descriptors;
 mod mapping;
+mod memory;
+mod pagemap;
 mod process;
+mod sockets;
 
 use std::io;
 
+pub use descriptors::Descriptor;
 pub use mapping::{Backing, Change, Mapping, MappingReader, Mappings};
+pub use memory::Vma;
+pub use pagemap::{Pagemap, Residency};
 pub use process::{Process, ProcessInfo};
+pub use sockets::SocketDetails;
 
 /// Why a process cannot be traced.
 #[derive(Debug, thiserror::Error)]

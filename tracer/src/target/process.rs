@@ -220,6 +220,8 @@ impl Process {
     pub fn memory_maps(&self) -> Result<Vec<MemoryMap>, TargetError> {
         let pid = self.info.pid;
         let text = read_lossy(&format!("/proc/{}/maps", self.anchor())).map_err(|error| lost(pid, error))?;
+        // procfs takes what follows /SYSV for a number and panics if it is too short, which a target can bring about.
+        let text = text.replace(" /SYSV", " //SYSV");
         let maps = MemoryMaps::from_buf_read(text.as_bytes());
         let maps = maps.map_err(|error| lost(pid, io::Error::other(error)))?.0;
         if maps.is_empty() {
@@ -268,17 +270,18 @@ impl Process {
 }
 
 /// `/proc/THREAD/status`.
-fn read_status(pid: u32, thread: u32) -> Result<Status, TargetError> {
+pub(super) fn read_status(pid: u32, thread: u32) -> Result<Status, TargetError> {
     let text = read_lossy(&format!("/proc/{thread}/status")).map_err(|error| lost(pid, error))?;
     Status::from_buf_read(text.as_bytes()).map_err(|error| lost(pid, io::Error::other(error)))
 }
 
 /// A file of /proc. Names of processes and files are bytes, not text: what is not UTF-8 is replaced.
-fn read_lossy(path: &str) -> io::Result<String> {
+pub(super) fn read_lossy(path: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
 }
 
-fn lost(pid: u32, error: io::Error) -> TargetError {
+/// Why a file of /proc could not be read.
+pub(super) fn lost(pid: u32, error: io::Error) -> TargetError {
     match error.raw_os_error() {
         Some(libc::ENOENT) => TargetError::NoSuchProcess { pid },
         // Reading a file of a process that has just ended.

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -13,12 +13,12 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{
     statistics::Samples,
-    target::{Program, Target},
+    target::{Program, Target, Waiting},
     tracer::{Ready, Tracer},
 };
 use crate::{
     build::{Profile, build},
-    process, setup, signal, workspace,
+    process, setup, workspace,
 };
 
 /// Between the attach and the measurement of the idle costs.
@@ -138,27 +138,14 @@ fn map_memory(pid: u32) -> Result<u64> {
     Ok(maps.values().sum())
 }
 
-/// A program of Debian's that waits to be traced; killed when dropped.
-struct Waiting(Child);
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        // Both fail only when it is gone already.
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
-
 /// From the start of memtrace until its probes are live.
 fn attach(name: &str, memtrace: &Path, command: &mut Command) -> Result<()> {
-    command.stdout(Stdio::null());
-    signal::die_with_parent(command);
-    let target = Waiting(command.spawn().with_context(|| format!("cannot start {name}"))?);
+    let target = Waiting::start(command)?;
     sleep(SETTLE);
     let mut samples = Samples::default();
     for _ in 0..ATTACHES {
-        let (command, _) = trace(memtrace, target.0.id())?;
-        let tracer = Tracer::attach(command, target.0.id(), Ready::Announced)?;
+        let (command, _) = trace(memtrace, target.pid())?;
+        let tracer = Tracer::attach(command, target.pid(), Ready::Announced)?;
         samples.0.push(tracer.attach_time.as_secs_f64() * 1000.0);
         tracer.end()?;
     }

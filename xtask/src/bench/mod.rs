@@ -1,13 +1,18 @@
 //! `cargo xtask bench`: what one malloc+free pair costs, untraced and under each tracer, in one run and one table:
-//! `pair` in one thread, `sampled` when memtrace records a sample, `threads` in many threads at once; and what following
-//! `children` costs.
+//! `pair` in one thread, `sampled` when memtrace records a sample, `threads` in many threads at once; what following
+//! `children` costs; what opening, mapping and touching memory costs a traced program (`handles`), and what tracing one costs
+//! all others (`bystander`).
 
+mod bystander;
 mod children;
 mod code;
 mod contestant;
 mod costs;
+mod handles;
 mod memleak;
+mod modes;
 mod pair;
+mod software;
 mod statistics;
 mod target;
 mod threads;
@@ -35,10 +40,27 @@ pub enum Bench {
         #[arg(long, default_value_t = 5)]
         rounds: u32,
     },
+    /// What opening files, mapping memory, making threads and touching new memory costs a traced program.
+    Handles(Chosen),
+    /// What a program that is not traced loses while memtrace traces another one.
+    Bystander(Chosen),
+}
+
+/// What to measure of many.
+#[derive(Args, Clone, Debug)]
+pub struct Chosen {
+    #[command(flatten)]
+    pub timing: Timing,
+    /// Only with these of memtrace's modes: fd+mmap, default, heap, growth.
+    #[arg(long, value_delimiter = ',')]
+    pub modes: Vec<String>,
+    /// Only these workloads.
+    #[arg(long, value_delimiter = ',')]
+    pub workloads: Vec<String>,
 }
 
 /// How long to measure.
-#[derive(Args, Clone, Copy)]
+#[derive(Args, Clone, Copy, Debug)]
 pub struct Timing {
     /// How often every contestant has its turn.
     #[arg(long, default_value_t = 7)]
@@ -84,6 +106,8 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
         Bench::Sampled(timing) => pair::sampled(*timing)?,
         Bench::Threads(timing) => threads::threads(*timing)?,
         Bench::Children { rounds } => children::children(*rounds)?,
+        Bench::Handles(chosen) => handles::handles(chosen)?,
+        Bench::Bystander(chosen) => bystander::bystander(chosen)?,
     }
     Ok(ExitCode::SUCCESS)
 }

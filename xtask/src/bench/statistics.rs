@@ -1,7 +1,7 @@
 //! Medians of few, noisy measurements.
 
 /// Measurements of one quantity, in the order taken.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Samples(pub Vec<f64>);
 
 impl Samples {

@@ -1,4 +1,4 @@
-//! The traced program, `xtask/bench/pair.c`, and the libc of its own.
+//! The traced programs: `xtask/bench/pair.c`, with a libc of its own, and others.
 
 use std::{
     ffi::OsStr,
@@ -64,7 +64,7 @@ fn libc_of(pid: u32) -> Result<PathBuf> {
         .with_context(|| format!("process {pid} maps no libc.so.6"))
 }
 
-/// One batch of malloc+free pairs.
+/// One batch of malloc+free pairs, or of other operations.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch {
     /// Time that passed, per pair (ns).
@@ -86,20 +86,28 @@ impl Target {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(mut command: Command) -> Result<Self> {
+    pub fn start(command: Command) -> Result<Self> {
+        let mut target = Self::spawn(command)?;
+        target.run(1)?;
+        Ok(target)
+    }
+
+    /// Starts the command, which may be another program that answers in the same way.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(mut command: Command) -> Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         signal::die_with_parent(&mut command);
         let mut child = command
             .spawn()
             .with_context(|| format!("cannot start `{}`", process::line(&command)))?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        let mut target = Self {
+        Ok(Self {
             child,
             stdin: Some(stdin.context("no stdin")?),
             stdout: BufReader::new(stdout.context("no stdout")?),
-        };
-        target.run(1)?;
-        Ok(target)
+        })
     }
 
     /// Its process id.
@@ -123,7 +131,11 @@ impl Target {
         self.batch(&format!("threads {threads} {milliseconds}"))
     }
 
-    fn batch(&mut self, command: &str) -> Result<Batch> {
+    /// Sends a command whose answer is a number of operations, and the nanoseconds that passed and were used by them.
+    ///
+    /// # Errors
+    /// When the target died.
+    pub fn batch(&mut self, command: &str) -> Result<Batch> {
         let answer = self.ask(command)?;
         let [pairs, wall, cpu] = answer[..] else {
             bail!("the target answered {answer:?}")
@@ -167,5 +179,36 @@ impl Drop for Target {
         drop(self.stdin.take());
         // Fails only when the program is gone already.
         self.child.wait().ok();
+    }
+}
+
+/// A program that waits to be traced; killed when dropped.
+pub struct Waiting(Child);
+
+impl Waiting {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        command.stdout(Stdio::null());
+        signal::die_with_parent(command);
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start `{}`", process::line(command)))?;
+        Ok(Self(child))
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // Both fail only when it is gone already.
+        self.0.kill().ok();
+        self.0.wait().ok();
     }
 }

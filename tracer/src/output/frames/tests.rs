@@ -1,4 +1,4 @@
-use super::{Part, excerpts, is_library};
+use super::{Part, Stack, excerpts, is_library};
 use crate::symbol::{Line, is_allocator};
 
 /// A stack from `function:line` words, innermost first.
@@ -16,11 +16,15 @@ fn stack(words: &str) -> Vec<Line> {
     words.split(' ').map(line).collect()
 }
 
+fn whole<'s, 'a>(lines: &'s [&'a Line]) -> Stack<'s, 'a> {
+    Stack { lines, wrappers: 0 }
+}
+
 /// What is shown of each stack, as words.
 fn shown(stacks: &[&str]) -> Vec<String> {
     let stacks: Vec<Vec<Line>> = stacks.iter().map(|words| stack(words)).collect();
     let stacks: Vec<Vec<&Line>> = stacks.iter().map(|stack| stack.iter().collect()).collect();
-    let stacks: Vec<&[&Line]> = stacks.iter().map(|stack| &**stack).collect();
+    let stacks: Vec<Stack<'_, '_>> = stacks.iter().map(|lines| whole(lines)).collect();
     let part = |part: &Part<'_>| match part {
         Part::Frame(line) if line.line == 0 => line.function.to_string(),
         Part::Frame(line) => format!("{}@{}", line.function, line.line),
@@ -48,12 +52,39 @@ fn allocators_and_starters_are_not_shown() {
 #[test]
 fn the_library_function_that_allocated_is_named_apart() {
     let lines = stack("malloc operator@1 std::allocate std::vector::push_back cache::put std::invoke main");
-    let excerpt = &excerpts(&[&lines.iter().collect::<Vec<_>>()])[0];
+    let excerpt = &excerpts(&[whole(&lines.iter().collect::<Vec<_>>())])[0];
     assert_eq!(excerpt.via, None, "`operator@1` is the program's own here");
     let lines = stack("malloc std::allocate std::vector::push_back cache::put std::invoke main");
-    let excerpt = &excerpts(&[&lines.iter().collect::<Vec<_>>()])[0];
+    let excerpt = &excerpts(&[whole(&lines.iter().collect::<Vec<_>>())])[0];
     assert_eq!(excerpt.via, Some("std::vector::push_back"));
     assert_eq!(excerpt.parts.len(), 2);
+}
+
+#[test]
+fn wrappers_of_system_calls_give_way_to_their_callers() {
+    let excerpt = |words: &str, wrappers| {
+        let lines = stack(words);
+        let lines: Vec<&Line> = lines.iter().collect();
+        let stack = Stack {
+            lines: &lines,
+            wrappers,
+        };
+        let excerpt = &excerpts(&[stack])[0];
+        let first = stack.first_own().map(|line| line.function.to_string());
+        (excerpt.via.map(str::to_owned), first.unwrap())
+    };
+    let some = |via: &str, first: &str| (Some(via.to_owned()), first.to_owned());
+    assert_eq!(excerpt("open64 log_open main", 1), some("open64", "log_open"));
+    assert_eq!(
+        excerpt("open64 _IO_file_open fopen64 std::open log_open main", 3),
+        some("std::open", "log_open")
+    );
+    assert_eq!(excerpt("brk sbrk malloc fill main", 3), some("malloc", "fill"));
+    // Nothing but the C library: the wrapper is the best there is.
+    assert_eq!(
+        excerpt("mmap64 start_thread clone3", 3),
+        (None, "mmap64".to_owned())
+    );
 }
 
 #[test]

@@ -1,78 +1,23 @@
 use std::{num::NonZeroU64, time::Duration};
 
-use memtrace_ebpf::{layout::EndReason, unwind::frame};
+use memtrace_ebpf::layout::EndReason;
 
 use super::{ReportOptions, write_symbolized};
 use crate::{
-    profile::testing::{site, snapshot},
-    snapshot::{Losses, Selection, Site, Snapshot},
-    symbol::{Line, Symbolized, Symbols},
-    target::Mappings,
+    output::testing::{START, Words},
+    profile::testing::site,
+    snapshot::{Losses, Selection, Snapshot},
 };
 
-/// Makes sites and their symbols from words, each frame a `function file:line`.
-#[derive(Default)]
-struct Words {
-    sites: Vec<Site>,
-    symbols: Vec<(u64, Symbolized)>,
-}
+mod holdings;
 
 impl Words {
-    fn site(&mut self, live: (u64, u64), stack: &[&str]) -> &mut Site {
-        let frames: Vec<u64> = stack.iter().map(|frame| self.frame(frame)).collect();
-        self.sites
-            .push(site(&frames, EndReason::Complete, live, (live.0 * 2, live.1 * 2)));
-        self.sites.last_mut().unwrap()
-    }
-
-    fn frame(&mut self, words: &str) -> u64 {
-        let address = self.symbols.len() as u64 + 1;
-        let packed = frame::pack(0, address, true);
-        // Inlined calls are separated by ` < `.
-        let lines = words.split(" < ").map(|words| {
-            let (function, place) = words.rsplit_once(" at ").unwrap_or((words, ""));
-            let (file, line) = place.rsplit_once(':').unwrap_or((place, "0"));
-            Line {
-                function: function.into(),
-                system_name: None,
-                file: (!file.is_empty()).then(|| file.into()),
-                line: line.parse().unwrap(),
-                column: 0,
-            }
-        });
-        let symbolized = Symbolized {
-            address,
-            mapping: Some(0),
-            lines: lines.collect(),
-            named: true,
-        };
-        self.symbols.push((packed, symbolized));
-        packed
-    }
-
-    fn snapshot(&self) -> Snapshot {
-        snapshot(self.sites.clone(), Mappings::default(), "/app/server".into())
-    }
-
     fn report(&self, snapshot: &Snapshot, options: &ReportOptions) -> String {
         let mut out = Vec::new();
-        write_symbolized(
-            &mut out,
-            snapshot,
-            &Symbols::from_parts(self.symbols.iter().cloned()),
-            options,
-        )
-        .unwrap();
+        write_symbolized(&mut out, snapshot, &self.symbols(), options).unwrap();
         String::from_utf8(out).unwrap()
     }
 }
-
-const START: [&str; 4] = [
-    "main at src/main.c:61",
-    "__libc_start_call_main at libc-start.c:58",
-    "__libc_start_main_impl at libc-start.c:360",
-    "_start",
-];
 
 fn server() -> Words {
     let mut words = Words::default();

@@ -1,0 +1,227 @@
+//! The books compared with what the kernel says is mapped.
+
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
+
+use super::{
+    IntervalMap, MappedBooks, Missed, Piece,
+    instances::{Account, Held, Owner, Slot},
+    seed::{owner, vma_kind},
+};
+use crate::target::{Residency, Vma};
+
+/// What an account has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Balance {
+    /// Bytes that are mapped.
+    pub held: u64,
+    /// How many mappings that is.
+    pub objects: u64,
+    /// Bytes that are in memory.
+    pub resident: u64,
+    /// When these were mapped, added up, of those of which that is known (`CLOCK_MONOTONIC`, nanoseconds).
+    pub born_sum: u128,
+    /// How many that are.
+    pub timed: u64,
+}
+
+/// Everything that is mapped at one moment, by whose it is.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// By account.
+    pub accounts: HashMap<Account, Balance>,
+    /// What the books alone say, for comparison with earlier ones.
+    pub(super) held: Held,
+    /// Stacks that mapped in calls of an allocator.
+    pub(super) allocator_stacks: HashSet<u32>,
+    /// See [`MappedBooks`].
+    pub(super) moved: HashMap<u32, [u64; 4]>,
+    pub(super) missed: Missed,
+    /// Whether some of [`Balance::resident`] are estimates.
+    pub(super) estimated: bool,
+    /// Bytes that are swapped out.
+    pub(super) swap: u64,
+    /// Instances that were counted.
+    counted: HashSet<Slot>,
+}
+
+/// A part of an area.
+struct Part {
+    range: Range<u64>,
+    account: Account,
+    slot: Option<Slot>,
+}
+
+impl MappedBooks {
+    /// Compares the books with the areas that are mapped; without areas, when the process has ended, the books are all there is.
+    ///
+    /// An interval that is not mapped any more is dropped and counted as missed. What the log says of changes since
+    /// [`MappedBooks::begin_reading`] counts more than the areas, so the log must have been replayed to a moment after
+    /// they were read. `resident` tells how much is in memory of ranges of an area; it is asked only if an area belongs to several owners.
+    pub fn survey(
+        &mut self,
+        vmas: Option<&[Vma]>,
+        resident: &mut dyn FnMut(&Vma, &[Range<u64>]) -> Residency,
+    ) -> Survey {
+        self.seed(vmas.unwrap_or_default(), &[]);
+        let changed = self.reading.take().map(|reading| reading.changed);
+        let changed = changed.unwrap_or_default();
+        let mut survey = Survey::default();
+        if let Some(vmas) = vmas {
+            for vma in vmas {
+                let parts = self.parts(vma, &changed);
+                survey.read(vma, &parts, resident);
+                survey.swap += vma.swap;
+                for part in &parts {
+                    self.count(&mut survey, part);
+                }
+            }
+            self.survey_rest(vmas, &changed, &mut survey);
+        } else {
+            for piece in self.map.iter() {
+                self.count_piece(&mut survey, piece);
+            }
+        }
+        survey.held = self.held();
+        survey.allocator_stacks.clone_from(&self.allocator_stacks);
+        survey.moved.clone_from(&self.moved);
+        survey.missed = self.missed;
+        survey
+    }
+
+    /// Whose an area is, part by part.
+    fn parts(&self, vma: &Vma, changed: &IntervalMap<()>) -> Vec<Part> {
+        let mut parts = Vec::new();
+        let mut next = vma.begin;
+        for piece in self.map.overlapping(vma.begin..vma.end) {
+            let Some(instance) = self.instances.get(piece.value) else {
+                continue;
+            };
+            let gap = next..piece.begin;
+            let part = |range| Part {
+                range,
+                account: instance.account,
+                slot: Some(piece.value),
+            };
+            if instance.grows_down && vma.grows_down && !gap.is_empty() {
+                parts.push(part(gap));
+            } else {
+                unowned(vma, gap, changed, &mut parts);
+            }
+            parts.push(part(piece.begin..piece.end));
+            next = piece.end;
+        }
+        unowned(vma, next..vma.end, changed, &mut parts);
+        parts
+    }
+
+    /// Drops what is mapped nowhere, unless that was mapped since the areas were read.
+    fn survey_rest(&mut self, vmas: &[Vma], changed: &IntervalMap<()>, survey: &mut Survey) {
+        let ends = std::iter::once(0).chain(vmas.iter().map(|vma| vma.end));
+        let begins = vmas.iter().map(|vma| vma.begin).chain([u64::MAX]);
+        let mut gone = Vec::new();
+        for (begin, end) in ends.zip(begins) {
+            for piece in self.map.overlapping(begin..end.max(begin)) {
+                gone.extend(changed.gaps(piece.begin..piece.end));
+                for new in changed.overlapping(piece.begin..piece.end) {
+                    let new = Piece {
+                        begin: new.begin,
+                        end: new.end,
+                        value: piece.value,
+                    };
+                    self.count_piece(survey, new);
+                }
+            }
+        }
+        let mut removed = Vec::new();
+        for range in gone {
+            self.map.remove(range, &mut removed);
+        }
+        for piece in removed {
+            self.missed.pieces += 1;
+            self.missed.bytes += piece.length();
+            self.instances.change(piece.value, -(piece.length() as i64), 0);
+        }
+    }
+
+    fn count_piece(&self, survey: &mut Survey, piece: Piece<Slot>) {
+        if let Some(instance) = self.instances.get(piece.value) {
+            let part = Part {
+                range: piece.begin..piece.end,
+                account: instance.account,
+                slot: Some(piece.value),
+            };
+            self.count(survey, &part);
+        }
+    }
+
+    fn count(&self, survey: &mut Survey, part: &Part) {
+        let balance = survey.accounts.entry(part.account).or_default();
+        balance.held += part.range.end - part.range.start;
+        if part.slot.is_some_and(|slot| !survey.counted.insert(slot)) {
+            return;
+        }
+        balance.objects += 1;
+        let instance = part.slot.and_then(|slot| self.instances.get(slot));
+        if let Some(instance) = instance.filter(|instance| instance.born != 0) {
+            balance.born_sum += u128::from(instance.born);
+            balance.timed += 1;
+        }
+    }
+}
+
+impl Survey {
+    /// Counts what is in memory of an area.
+    fn read(
+        &mut self,
+        vma: &Vma,
+        parts: &[Part],
+        resident: &mut dyn FnMut(&Vma, &[Range<u64>]) -> Residency,
+    ) {
+        // Neighbours that are counted together are read together.
+        let together = parts.chunk_by(|a, b| a.account == b.account);
+        let (accounts, ranges): (Vec<Account>, Vec<Range<u64>>) = together
+            .filter_map(|group| {
+                let (first, last) = (group.first()?, group.last()?);
+                Some((first.account, first.range.start..last.range.end))
+            })
+            .unzip();
+        let bytes = match (vma.rss, accounts.as_slice()) {
+            (0, _) => return,
+            (rss, [_]) => vec![rss],
+            _ => {
+                let residency = resident(vma, &ranges);
+                self.estimated |= residency.estimated;
+                residency.bytes
+            }
+        };
+        for (account, bytes) in accounts.into_iter().zip(bytes) {
+            self.accounts.entry(account).or_default().resident += bytes;
+        }
+    }
+}
+
+/// What no interval covers of an area.
+fn unowned(vma: &Vma, range: Range<u64>, changed: &IntervalMap<()>, parts: &mut Vec<Part>) {
+    let part = |range: Range<u64>, owner| Part {
+        range,
+        account: Account::of(owner, vma_kind(vma)),
+        slot: None,
+    };
+    if range.is_empty() {
+        return;
+    }
+    if let Some(owner) = owner(vma) {
+        parts.push(part(range, owner));
+        return;
+    }
+    let mut next = range.start;
+    for piece in changed.overlapping(range.clone()) {
+        parts.extend((next < piece.begin).then(|| part(next..piece.begin, Owner::Untraced)));
+        parts.push(part(piece.begin..piece.end, Owner::Unmapped));
+        next = piece.end;
+    }
+    parts.extend((next < range.end).then(|| part(next..range.end, Owner::Untraced)));
+}
