@@ -104,12 +104,17 @@ impl Relative {
 
 /// The profile that a run wrote of a process: the last, if it executed several programs.
 pub fn profile_of(output: &Path, pid: u32) -> Result<PathBuf> {
+    file_of(output, pid, "heap.pb.gz")
+}
+
+/// The same of any profile, by the file's name.
+pub fn file_of(output: &Path, pid: u32, name: &str) -> Result<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(output)? {
         let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.split('-').next() == Some(&pid.to_string()) {
-            found.push(entry.path().join("heap.pb.gz"));
+        let directory = entry.file_name().to_string_lossy().into_owned();
+        if directory.split('-').next() == Some(&pid.to_string()) {
+            found.push(entry.path().join(name));
         }
     }
     found.sort();

@@ -6,7 +6,10 @@
 
 pub mod child;
 pub mod compile;
+pub mod descriptors;
+pub mod driven;
 pub mod family;
+pub mod fd_profile;
 pub mod gdb;
 pub mod ground;
 pub mod kernel;
@@ -15,6 +18,7 @@ pub mod mmap_profile;
 pub mod net;
 pub mod profile;
 pub mod serial;
+pub mod servers;
 pub mod skip;
 pub mod stacks;
 pub mod tracer;

@@ -1,13 +1,12 @@
 //! Driving `targets/mappings.c`, and comparing its books with a profile.
 
-use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
+use std::{collections::BTreeMap, path::Path, process::Command};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::bail;
 
 use crate::{
-    Result,
-    child::{Child, PATIENCE},
-    compile,
+    Result, compile,
+    driven::{self, Driven},
     mmap_profile::{Mappings, Part, Space},
 };
 
@@ -43,39 +42,21 @@ impl Books {
 
     /// Insists that the profile says exactly the same of every site and kind, and knows no other sites.
     pub fn assert_equal(&self, profile: &Mappings, compared: Compared) -> Result<()> {
-        let profiled = profile.by_site(SITES);
-        let seen = |space: Option<&Space>| {
-            let mut space = space.copied().unwrap_or_default();
-            if compared == Compared::Mapped {
+        let mut profiled = profile.by_site(SITES);
+        let mut mine = self.parts.clone();
+        if compared == Compared::Mapped {
+            for space in profiled.values_mut().chain(mine.values_mut()) {
                 space.resident = 0;
             }
-            space
-        };
-        let mut differences = Vec::new();
-        let others = profiled.keys().filter(|part| !self.parts.contains_key(*part));
-        for part in self.parts.keys().chain(others) {
-            let (mine, theirs) = (seen(self.parts.get(part)), seen(profiled.get(part)));
-            if mine != theirs {
-                differences.push(format!("{part:?}:\n    books   {mine:?}\n    profile {theirs:?}"));
-            }
         }
-        if !differences.is_empty() {
-            let (count, comments) = (differences.len(), profile.comments.join("\n  "));
-            differences.truncate(10);
-            bail!(
-                "{count} of {} parts differ:\n  {}\ncomments:\n  {comments}",
-                self.parts.len(),
-                differences.join("\n  ")
-            );
-        }
-        Ok(())
+        driven::check(driven::differences(&mine, &profiled), &profile.comments)
     }
 }
 
 /// A running `targets/mappings.c`.
 #[derive(Debug)]
 pub struct Target {
-    child: Child,
+    driven: Driven,
 }
 
 impl Target {
@@ -83,73 +64,63 @@ impl Target {
     pub fn start(program: &Path, threads: u32) -> Result<Self> {
         let mut command = Command::new(program);
         command.arg(threads.to_string()).arg(compile::cache_directory()?);
-        let mut child = Child::spawn(&mut command)?;
-        child.stdout.expect("ready ", PATIENCE)?;
-        Ok(Self { child })
+        Ok(Self {
+            driven: Driven::start(&mut command)?,
+        })
     }
 
     /// Its process id.
     pub fn pid(&self) -> u32 {
-        self.child.pid()
+        self.driven.pid()
     }
 
     /// Does `operations` operations and returns the books at the quiet point that follows.
     pub fn go(&mut self, operations: u64, seed: u64) -> Result<Books> {
-        self.child.tell(&format!("go {operations} {seed}"))?;
-        self.read_books(Duration::from_secs(240))
+        self.driven.tell(&format!("go {operations} {seed}"))?;
+        self.read_books()
     }
 
     /// The books as they are.
     pub fn books(&mut self) -> Result<Books> {
-        self.child.tell("books")?;
-        self.read_books(PATIENCE)
+        self.driven.tell("books")?;
+        self.read_books()
     }
 
     /// Unmaps everything and returns the books.
     pub fn drain(&mut self) -> Result<Books> {
-        self.child.tell("drain")?;
-        self.read_books(PATIENCE)
+        self.driven.tell("drain")?;
+        self.read_books()
     }
 
     /// Forks a child that does `operations` operations and then stays as it is; its id and its books.
     pub fn fork(&mut self, operations: u64, seed: u64) -> Result<(u32, Books)> {
-        self.child.tell(&format!("fork {operations} {seed}"))?;
-        let pid = self.child.stdout.expect("child ", PATIENCE)?.parse()?;
-        Ok((pid, self.read_books(PATIENCE)?))
+        self.driven.tell(&format!("fork {operations} {seed}"))?;
+        let pid = self.driven.expect("child ")?.parse()?;
+        Ok((pid, self.read_books()?))
     }
 
     /// Ends the child.
     pub fn reap(&mut self) -> Result<()> {
-        self.child.tell("reap")?;
-        self.child.stdout.expect("reaped", PATIENCE).map(|_| ())
+        self.driven.tell("reap")?;
+        self.driven.expect("reaped").map(|_| ())
     }
 
     /// Has it exit with all that it maps, and insists that it does so in good order.
-    pub fn exit(mut self) -> Result<()> {
-        self.child.tell("exit")?;
-        let status = self.child.wait(PATIENCE)?;
-        ensure!(
-            status.success(),
-            "the target ended with {status}: {}",
-            self.child.stderr.all(PATIENCE)
-        );
-        Ok(())
+    pub fn exit(self) -> Result<()> {
+        self.driven.exit()
     }
 
-    fn read_books(&mut self, patience: Duration) -> Result<Books> {
+    fn read_books(&mut self) -> Result<Books> {
         let mut parts = BTreeMap::new();
-        loop {
-            let line = self.child.stdout.next(patience).inspect_err(|_| {
-                eprintln!("{}", self.child.stderr.all(Duration::from_millis(100)));
-            })?;
-            let wrong = || format!("not a line of the books: {line:?}");
-            if let Some(operations) = line.strip_prefix("end ") {
-                let operations = operations.parse()?;
-                return Ok(Books { parts, operations });
-            }
-            let (part, space) = parse(&line).with_context(wrong)?;
+        let operations = self.driven.read_books(|line| {
+            let (part, space) = parse(line)?;
             parts.insert(part, space);
-        }
+            Ok(())
+        })?;
+        Ok(Books {
+            parts,
+            operations: operations.parse()?,
+        })
     }
 }
 

@@ -1,13 +1,12 @@
 //! Reading the profiles of mappings and of new memory.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
-use anyhow::{Context, bail, ensure};
-use memtrace::profile::{decode_gz, proto as pprof};
+use anyhow::ensure;
 
 use crate::{
     Result,
-    profile::{Frame, Strings, frames},
+    profile::{self, Frame, Sample, Samples},
 };
 
 /// The innermost frame of a stack that the C library keeps for its next thread.
@@ -17,7 +16,7 @@ pub const BEFORE_TRACING: &str = "[mapped before tracing]";
 /// What stands for the stack of what a call mapped that is not traced.
 pub const UNTRACED_CALL: &str = "[mapped by an untraced call]";
 
-/// The label of what a process has from before the fork that made it.
+/// The label of what a process has from before the fork that made it, and its value.
 const INHERITED: (&str, &str) = ("mmap", "inherited");
 const KINDS: [&str; 4] = ["anon", "file", "shared", "stack"];
 
@@ -79,17 +78,27 @@ pub struct Holder {
 }
 
 impl Holder {
+    fn new(sample: Sample) -> Result<Self> {
+        let [mapped, inuse, resident] = sample.values()?;
+        let (kind, inherited) = sample.kind(INHERITED)?;
+        ensure!(KINDS.contains(&kind.as_str()), "an unknown kind: {kind:?}");
+        Ok(Self {
+            frames: sample.frames,
+            kind,
+            inherited,
+            space: Space {
+                mapped,
+                inuse,
+                resident,
+            },
+        })
+    }
+
     /// Whether it is the stack of a thread that ended.
     pub fn is_cached(&self) -> bool {
         self.frames
             .first()
             .is_some_and(|frame| frame.function == CACHED_STACK)
-    }
-
-    /// The innermost function whose name begins with `prefix`.
-    fn innermost(&self, prefix: &str) -> Option<&str> {
-        let names = self.frames.iter().map(|frame| frame.function.as_str());
-        names.into_iter().find(|name| name.starts_with(prefix))
     }
 }
 
@@ -105,38 +114,13 @@ pub struct Mappings {
 impl Mappings {
     /// Reads and checks a profile.
     pub fn read(path: &Path) -> Result<Self> {
-        let profile = read(path)?;
-        Self::flatten(&profile).with_context(|| format!("reading {}", path.display()))
-    }
-
-    fn flatten(profile: &pprof::Profile) -> Result<Self> {
-        let strings = Strings(&profile.string_table);
-        check_types(&strings, profile, &MAPPING_TYPES, "inuse_space")?;
-        let locations = strings.locations(profile)?;
-        let mut holders = Vec::new();
-        for sample in &profile.sample {
-            let [mapped, inuse, resident] = values(sample)?;
-            let (mut kind, mut inherited) = (None, false);
-            for (key, value) in strings.labels(sample)? {
-                match (key.as_str(), value.as_str()) {
-                    ("kind", value) if KINDS.contains(&value) => kind = Some(value.to_owned()),
-                    INHERITED => inherited = true,
-                    other => bail!("an unknown label: {other:?}"),
-                }
-            }
-            holders.push(Holder {
-                frames: frames(sample, &locations)?,
-                kind: kind.context("a sample without a kind")?,
-                inherited,
-                space: Space {
-                    mapped,
-                    inuse,
-                    resident,
-                },
-            });
-        }
-        let comments = strings.comments(profile)?;
-        Ok(Self { holders, comments })
+        let profile = Samples::read(path, &MAPPING_TYPES)?;
+        profile.check_default("inuse_space")?;
+        let holders = profile.samples.into_iter().map(Holder::new);
+        Ok(Self {
+            holders: holders.collect::<Result<_>>()?,
+            comments: profile.comments,
+        })
     }
 
     /// What each function whose name begins with `prefix` mapped, by kind: the innermost such function of a stack has it.
@@ -146,7 +130,7 @@ impl Mappings {
     pub fn by_site(&self, prefix: &str) -> BTreeMap<Part, Space> {
         let mut parts: BTreeMap<Part, Space> = BTreeMap::new();
         for holder in &self.holders {
-            let Some(site) = holder.innermost(prefix) else {
+            let Some(site) = profile::innermost(&holder.frames, prefix) else {
                 continue;
             };
             let part = |kind: &str| Part {
@@ -177,7 +161,7 @@ impl Mappings {
     pub fn under(&self, frame: &str) -> Space {
         let mut sum = Space::default();
         for holder in &self.holders {
-            if holder.frames.iter().any(|other| other.function == frame) {
+            if profile::contains(&holder.frames, frame) {
                 sum.add(&holder.space);
             }
         }
@@ -210,24 +194,17 @@ pub struct Growth {
 impl Growth {
     /// Reads and checks a profile.
     pub fn read(path: &Path) -> Result<Self> {
-        let profile = read(path)?;
-        Self::flatten(&profile).with_context(|| format!("reading {}", path.display()))
-    }
-
-    fn flatten(profile: &pprof::Profile) -> Result<Self> {
-        let strings = Strings(&profile.string_table);
-        check_types(&strings, profile, &GROWTH_TYPES, "touched_space")?;
-        let locations = strings.locations(profile)?;
+        let profile = Samples::read(path, &GROWTH_TYPES)?;
+        profile.check_default("touched_space")?;
         let mut stacks = Vec::new();
-        for sample in &profile.sample {
-            let [touched, brk, mapped] = values(sample)?;
-            let new = NewMemory { touched, brk, mapped };
-            stacks.push((frames(sample, &locations)?, new));
+        for sample in profile.samples {
+            let [touched, brk, mapped] = sample.values()?;
+            stacks.push((sample.frames, NewMemory { touched, brk, mapped }));
         }
         Ok(Self {
             stacks,
             period: profile.period,
-            comments: strings.comments(profile)?,
+            comments: profile.comments,
         })
     }
 
@@ -235,8 +212,8 @@ impl Growth {
     pub fn by_site(&self, prefix: &str) -> BTreeMap<String, NewMemory> {
         let mut sites: BTreeMap<String, NewMemory> = BTreeMap::new();
         for (frames, new) in &self.stacks {
-            if let Some(frame) = frames.iter().find(|frame| frame.function.starts_with(prefix)) {
-                let site = sites.entry(frame.function.clone()).or_default();
+            if let Some(site) = profile::innermost(frames, prefix) {
+                let site = sites.entry(site.to_owned()).or_default();
                 site.touched += new.touched;
                 site.brk += new.brk;
                 site.mapped += new.mapped;
@@ -244,28 +221,4 @@ impl Growth {
         }
         sites
     }
-}
-
-fn read(path: &Path) -> Result<pprof::Profile> {
-    let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    decode_gz(&bytes).with_context(|| format!("decoding {}", path.display()))
-}
-
-fn check_types(
-    strings: &Strings<'_>,
-    profile: &pprof::Profile,
-    expected: &[(&str, &str)],
-    default: &str,
-) -> Result<()> {
-    strings.check_sample_types(&profile.sample_type, expected)?;
-    let found = strings.get(profile.default_sample_type)?;
-    ensure!(found == default, "the default sample type is {found:?}");
-    Ok(())
-}
-
-fn values(sample: &pprof::Sample) -> Result<[i64; 3]> {
-    let Ok(values) = <[i64; 3]>::try_from(sample.value.as_slice()) else {
-        bail!("a sample has {} values instead of 3", sample.value.len());
-    };
-    Ok(values)
 }

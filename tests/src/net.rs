@@ -49,3 +49,23 @@ pub fn fetch(address: SocketAddr, path: &str) -> Result<()> {
     }
     Ok(())
 }
+
+/// Connects, has one request answered with something that ends with `answer`, and keeps the connection.
+pub fn hold(address: SocketAddr, request: &str, answer: &str) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect(address).context("connecting")?;
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .context("setting a timeout")?;
+    stream
+        .write_all(request.as_bytes())
+        .context("sending the request")?;
+    let (mut received, mut part) = (Vec::new(), [0; 4096]);
+    while !received.ends_with(answer.as_bytes()) {
+        let length = stream.read(&mut part).context("reading the answer")?;
+        if length == 0 {
+            bail!("no {answer:?} in {:?}", String::from_utf8_lossy(&received));
+        }
+        received.extend_from_slice(&part[..length]);
+    }
+    Ok(stream)
+}

@@ -1,4 +1,4 @@
-//! Reading heap profiles: gzipped pprof, flattened into stacks of named frames.
+//! Reading profiles: gzipped pprof, flattened into stacks of named frames; and heap profiles.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use memtrace::profile::{INHERITED, decode_gz, proto as pprof};
 
 use crate::Result;
@@ -55,6 +55,17 @@ pub struct Frame {
     pub address: u64,
 }
 
+/// Whether a function of this name is among the frames.
+pub fn contains(frames: &[Frame], function: &str) -> bool {
+    frames.iter().any(|frame| frame.function == function)
+}
+
+/// The innermost function whose name begins with `prefix`, of frames that begin with the innermost.
+pub fn innermost<'a>(frames: &'a [Frame], prefix: &str) -> Option<&'a str> {
+    let mut names = frames.iter().map(|frame| frame.function.as_str());
+    names.find(|name| name.starts_with(prefix))
+}
+
 /// One sample: a stack, innermost frame first, and what was allocated there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack {
@@ -74,15 +85,12 @@ impl Stack {
 
     /// Whether a function of this name is in the stack.
     pub fn contains(&self, function: &str) -> bool {
-        self.frames.iter().any(|frame| frame.function == function)
+        contains(&self.frames, function)
     }
 
     /// The innermost function whose name begins with `prefix`.
     pub fn innermost(&self, prefix: &str) -> Option<&str> {
-        self.frames
-            .iter()
-            .map(|frame| frame.function.as_str())
-            .find(|name| name.starts_with(prefix))
+        innermost(&self.frames, prefix)
     }
 }
 
@@ -106,24 +114,12 @@ pub struct Heap {
 impl Heap {
     /// Reads and checks a profile.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-        let profile = decode_gz(&bytes).with_context(|| format!("decoding {}", path.display()))?;
-        Self::flatten(&profile).with_context(|| format!("reading {}", path.display()))
-    }
-
-    fn flatten(profile: &pprof::Profile) -> Result<Self> {
-        let strings = Strings(&profile.string_table);
-        strings.check_sample_types(&profile.sample_type, &SAMPLE_TYPES)?;
-        let locations = strings.locations(profile)?;
-        let stacks = profile
-            .sample
-            .iter()
-            .map(|sample| stack(sample, &locations, &strings))
-            .collect::<Result<_>>()?;
+        let profile = Samples::read(path, &SAMPLE_TYPES)?;
+        let stacks = profile.samples.into_iter().map(stack).collect::<Result<_>>()?;
         Ok(Self {
             stacks,
-            comments: strings.comments(profile)?,
-            default_sample_type: strings.get(profile.default_sample_type)?,
+            comments: profile.comments,
+            default_sample_type: profile.default_sample_type,
             period: profile.period,
             time_nanos: profile.time_nanos,
             duration_nanos: profile.duration_nanos,
@@ -165,16 +161,14 @@ impl Heap {
     }
 }
 
-fn stack(sample: &pprof::Sample, locations: &Locations, strings: &Strings<'_>) -> Result<Stack> {
-    let inherited = strings
-        .labels(sample)?
+fn stack(sample: Sample) -> Result<Stack> {
+    let [alloc_objects, alloc_bytes, inuse_objects, inuse_bytes] = sample.values()?;
+    let inherited = sample
+        .labels
         .iter()
         .any(|(key, value)| (key.as_str(), value.as_str()) == INHERITED);
-    let [alloc_objects, alloc_bytes, inuse_objects, inuse_bytes] = sample.value[..] else {
-        bail!("a sample has {} values instead of 4", sample.value.len());
-    };
     Ok(Stack {
-        frames: frames(sample, locations)?,
+        frames: sample.frames,
         values: Values {
             alloc_objects,
             alloc_bytes,
@@ -185,56 +179,140 @@ fn stack(sample: &pprof::Sample, locations: &Locations, strings: &Strings<'_>) -
     })
 }
 
-/// The frames of each location, by its id.
-pub(crate) type Locations = HashMap<u64, Vec<Frame>>;
-
-/// The stack of a sample.
-pub(crate) fn frames(sample: &pprof::Sample, locations: &Locations) -> Result<Vec<Frame>> {
-    let mut frames = Vec::new();
-    for id in &sample.location_id {
-        let location = locations.get(id);
-        frames.extend_from_slice(location.with_context(|| format!("there is no location {id}"))?);
-    }
-    Ok(frames)
+/// A decoded profile of any kind.
+#[derive(Clone, Debug)]
+pub struct Samples {
+    /// All samples.
+    pub samples: Vec<Sample>,
+    /// As [`Heap::comments`].
+    pub comments: Vec<String>,
+    /// As [`Heap::default_sample_type`].
+    pub default_sample_type: String,
+    /// As [`Heap::period`].
+    pub period: i64,
+    /// As [`Heap::time_nanos`].
+    pub time_nanos: i64,
+    /// As [`Heap::duration_nanos`].
+    pub duration_nanos: i64,
 }
 
-/// A profile's table of strings, and what is read with it.
-pub(crate) struct Strings<'a>(pub(crate) &'a [String]);
+/// One sample of a profile of any kind.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Innermost frame first.
+    pub frames: Vec<Frame>,
+    values: Vec<i64>,
+    /// Keys and their strings.
+    pub labels: Vec<(String, String)>,
+}
+
+impl Samples {
+    /// Reads a profile, and insists that its sample types, names and units, are these.
+    pub fn read(path: &Path, sample_types: &[(&str, &str)]) -> Result<Self> {
+        let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        let profile = decode_gz(&bytes).with_context(|| format!("decoding {}", path.display()))?;
+        Self::flatten(&profile, sample_types).with_context(|| format!("reading {}", path.display()))
+    }
+
+    fn flatten(profile: &pprof::Profile, sample_types: &[(&str, &str)]) -> Result<Self> {
+        let strings = Strings(&profile.string_table);
+        strings.check_sample_types(&profile.sample_type, sample_types)?;
+        let functions = profile.function.iter().map(|f| (f.id, f)).collect();
+        let mut locations = HashMap::new();
+        for location in &profile.location {
+            locations.insert(location.id, strings.frames(location, &functions)?);
+        }
+        let samples = profile
+            .sample
+            .iter()
+            .map(|sample| Sample::read(sample, &locations, &strings))
+            .collect::<Result<_>>()?;
+        let comments = profile
+            .comment
+            .iter()
+            .map(|index| strings.get(*index))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            samples,
+            comments,
+            default_sample_type: strings.get(profile.default_sample_type)?,
+            period: profile.period,
+            time_nanos: profile.time_nanos,
+            duration_nanos: profile.duration_nanos,
+        })
+    }
+
+    /// Insists on the sample type that viewers show first.
+    pub fn check_default(&self, name: &str) -> Result<()> {
+        ensure!(
+            self.default_sample_type == name,
+            "the default sample type is {:?}",
+            self.default_sample_type
+        );
+        Ok(())
+    }
+}
+
+impl Sample {
+    /// The values, one for each of `N` sample types.
+    pub fn values<const N: usize>(&self) -> Result<[i64; N]> {
+        let values = <[i64; N]>::try_from(self.values.as_slice());
+        values
+            .ok()
+            .with_context(|| format!("a sample has {} values instead of {N}", self.values.len()))
+    }
+
+    /// The value of the label `kind`, and whether the label `inherited` is there. No other label may be.
+    pub fn kind(&self, inherited: (&str, &str)) -> Result<(String, bool)> {
+        let (mut kind, mut is_inherited) = (None, false);
+        for (key, value) in &self.labels {
+            match (key.as_str(), value.as_str()) {
+                ("kind", value) => kind = Some(value.to_owned()),
+                label if label == inherited => is_inherited = true,
+                // What labels say is fixed: a path or an address would make a stack of each thing that is held.
+                label => bail!("an unknown label: {label:?}"),
+            }
+        }
+        let kind = kind.with_context(|| format!("a sample has no kind: {:?}", self.frames))?;
+        Ok((kind, is_inherited))
+    }
+
+    fn read(
+        sample: &pprof::Sample,
+        locations: &HashMap<u64, Vec<Frame>>,
+        strings: &Strings<'_>,
+    ) -> Result<Self> {
+        let mut labels = Vec::new();
+        for label in &sample.label {
+            labels.push((strings.get(label.key)?, strings.get(label.str)?));
+        }
+        let mut frames = Vec::new();
+        for id in &sample.location_id {
+            frames.extend_from_slice(
+                locations
+                    .get(id)
+                    .with_context(|| format!("there is no location {id}"))?,
+            );
+        }
+        Ok(Self {
+            frames,
+            values: sample.value.clone(),
+            labels,
+        })
+    }
+}
+
+struct Strings<'a>(&'a [String]);
 
 impl Strings<'_> {
-    pub(crate) fn get(&self, index: i64) -> Result<String> {
+    fn get(&self, index: i64) -> Result<String> {
         let string = usize::try_from(index).ok().and_then(|index| self.0.get(index));
         Ok(string
             .with_context(|| format!("there is no string {index}"))?
             .clone())
     }
 
-    /// The keys and values of a sample's labels.
-    pub(crate) fn labels(&self, sample: &pprof::Sample) -> Result<Vec<(String, String)>> {
-        let labels = sample.label.iter();
-        labels
-            .map(|label| Ok((self.get(label.key)?, self.get(label.str)?)))
-            .collect()
-    }
-
-    pub(crate) fn comments(&self, profile: &pprof::Profile) -> Result<Vec<String>> {
-        profile.comment.iter().map(|index| self.get(*index)).collect()
-    }
-
-    pub(crate) fn locations(&self, profile: &pprof::Profile) -> Result<Locations> {
-        let functions: HashMap<u64, &pprof::Function> = profile.function.iter().map(|f| (f.id, f)).collect();
-        let locations = profile.location.iter();
-        locations
-            .map(|location| Ok((location.id, self.frames(location, &functions)?)))
-            .collect()
-    }
-
-    /// Insists on these types, in this order.
-    pub(crate) fn check_sample_types(
-        &self,
-        types: &[pprof::ValueType],
-        expected: &[(&str, &str)],
-    ) -> Result<()> {
+    fn check_sample_types(&self, types: &[pprof::ValueType], expected: &[(&str, &str)]) -> Result<()> {
         let mut found = Vec::new();
         for value_type in types {
             found.push((self.get(value_type.r#type)?, self.get(value_type.unit)?));

@@ -5,7 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -14,7 +14,8 @@ use tempfile::TempDir;
 use crate::{
     Result,
     child::{Child, PATIENCE},
-    compile,
+    compile, family,
+    fd_profile::Fds,
     profile::Heap,
 };
 
@@ -108,18 +109,25 @@ impl Memtrace {
         self.profile(name, Heap::read)
     }
 
-    /// As [`Self::snapshot`], of any profile: `read` fails as long as the file is not whole.
+    /// As [`Self::snapshot`], of any profile.
     pub fn profile<T>(&self, name: &str, read: impl Fn(&Path) -> Result<T>) -> Result<T> {
-        let path = output(&self.directory).join(name);
-        let deadline = std::time::Instant::now() + PATIENCE;
-        loop {
-            // A file that is still being written does not decode.
-            match read(&path) {
-                Ok(profile) => return Ok(profile),
-                Err(error) if std::time::Instant::now() > deadline => return Err(error),
-                Err(_) => std::thread::sleep(Duration::from_millis(20)),
-            }
-        }
+        await_file(|| read(&output(&self.directory).join(name)))
+    }
+
+    /// As [`Self::profile`], of a process beside the first.
+    pub fn profile_of<T>(&self, pid: u32, name: &str, read: impl Fn(&Path) -> Result<T>) -> Result<T> {
+        await_file(|| read(&family::file_of(&output(&self.directory), pid, name)?))
+    }
+
+    /// Has memtrace write its next snapshot of the descriptors, and reads it; the `number`th, from 1 on.
+    pub fn fd_snapshot(&self, number: u32) -> Result<Fds> {
+        self.signal(libc::SIGUSR1)?;
+        self.profile(&format!("fd-{number:04}.pb.gz"), Fds::read)
+    }
+
+    /// Reads the first snapshot of the descriptors of a process beside the first, once it has been asked for.
+    pub fn fd_snapshot_of(&self, pid: u32) -> Result<Fds> {
+        self.profile_of(pid, "fd-0001.pb.gz", Fds::read)
     }
 
     /// Sends SIGINT, as Ctrl-C does, and waits for the end.
@@ -142,9 +150,30 @@ impl Memtrace {
 impl Outcome {
     /// Insists on exit code 0 and a heap profile.
     pub fn succeeded(self) -> Result<(Heap, Self)> {
-        self.check_code()?;
-        let heap = Heap::read(&self.output().join("heap.pb.gz"))?;
+        let heap = self.profile("heap.pb.gz", Heap::read)?;
         Ok((heap, self))
+    }
+
+    /// Insists on exit code 0 and a profile of this name, and reads it.
+    pub fn profile<T>(&self, name: &str, read: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        self.check_code()?;
+        read(&self.output().join(name))
+    }
+
+    /// As [`Self::profile`], of a process beside the first.
+    pub fn profile_of<T>(&self, pid: u32, name: &str, read: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        self.check_code()?;
+        read(&family::file_of(&self.output(), pid, name)?)
+    }
+
+    /// Insists on exit code 0 and a profile of the descriptors.
+    pub fn fds(&self) -> Result<Fds> {
+        self.profile("fd.pb.gz", Fds::read)
+    }
+
+    /// As [`Self::fds`], of a process beside the first.
+    pub fn fds_of(&self, pid: u32) -> Result<Fds> {
+        self.profile_of(pid, "fd.pb.gz", Fds::read)
     }
 
     /// Insists on exit code 0.
@@ -211,6 +240,18 @@ fn new_directory() -> Result<TempDir> {
         .prefix("run-")
         .tempdir_in(cache)
         .context("creating a directory for profiles")
+}
+
+/// Reads a file that is about to be written: while it is, it does not decode.
+fn await_file<T>(read: impl Fn() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match read() {
+            Ok(content) => return Ok(content),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
 }
 
 fn output(directory: &TempDir) -> PathBuf {

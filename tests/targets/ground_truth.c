@@ -38,6 +38,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "rounds.h"
+
 #ifdef ALLOCATOR_PREFIX
 #include "private_allocator.h"
 #endif
@@ -180,21 +182,11 @@ struct worker {
 };
 
 static struct worker workers[MAX_THREADS];
-static size_t worker_count, slot_count;
-
-/* xorshift64: the same seed gives the same operations. */
-static uint64_t next_random(struct worker *self)
-{
-    uint64_t x = self->random;
-    x ^= x << 13;
-    x ^= x >> 7;
-    x ^= x << 17;
-    return self->random = x;
-}
+static size_t slot_count;
 
 static uint64_t random_below(struct worker *self, uint64_t bound)
 {
-    return (next_random(self) >> 16) % bound;
+    return (next_random(&self->random) >> 16) % bound;
 }
 
 static void book_allocated(struct worker *self, unsigned site, size_t size)
@@ -404,31 +396,12 @@ NOINLINE static void receive_visitor(struct worker *self)
     atomic_fetch_add_explicit(&self->operations, VISITOR_BLOCKS, memory_order_relaxed);
 }
 
-static pthread_mutex_t parking_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t parking_changed = PTHREAD_COND_INITIALIZER;
-static uint64_t round_number, round_seed;
-static size_t parked;
-static _Atomic uint64_t round_operations; /* what each thread is to do in this round */
-
-static void await_round(uint64_t *last, struct worker *self)
-{
-    pthread_mutex_lock(&parking_lock);
-    parked++;
-    pthread_cond_broadcast(&parking_changed);
-    while (round_number == *last)
-        pthread_cond_wait(&parking_changed, &parking_lock);
-    *last = round_number;
-    /* Spread the seeds; xorshift must not start at 0. */
-    self->random = (round_seed * 64 + (uint64_t)(self - workers)) * 0x9e3779b97f4a7c15u | 1;
-    pthread_mutex_unlock(&parking_lock);
-}
-
 NOINLINE static void *worker_main(void *argument)
 {
     struct worker *self = argument;
     uint64_t last = 0;
     for (;;) {
-        await_round(&last, self);
+        await_round(&last, &self->random, (size_t)(self - workers));
         for (uint64_t done = 0; done < atomic_load_explicit(&round_operations, memory_order_relaxed); done++) {
             operate(self, &self->slots[random_below(self, slot_count)], (unsigned)random_below(self, 8));
             atomic_fetch_add_explicit(&self->operations, 1, memory_order_relaxed);
@@ -437,25 +410,6 @@ NOINLINE static void *worker_main(void *argument)
         }
     }
     return NULL;
-}
-
-static void await_quiet(void)
-{
-    pthread_mutex_lock(&parking_lock);
-    while (parked < worker_count)
-        pthread_cond_wait(&parking_changed, &parking_lock);
-    pthread_mutex_unlock(&parking_lock);
-}
-
-static void begin_round(uint64_t operations, uint64_t seed)
-{
-    pthread_mutex_lock(&parking_lock);
-    atomic_store(&round_operations, operations);
-    round_seed = seed;
-    parked = 0;
-    round_number++;
-    pthread_cond_broadcast(&parking_changed);
-    pthread_mutex_unlock(&parking_lock);
 }
 
 /* ------------------------------------------------------------------ commands */
@@ -501,8 +455,7 @@ static void obey(const char *line)
 {
     unsigned long long operations, seed;
     if (sscanf(line, "go %llu %llu", &operations, &seed) == 2) {
-        begin_round((operations + worker_count - 1) / worker_count, seed);
-        await_quiet();
+        run_round(operations, seed);
         print_books();
     } else if (sscanf(line, "start %llu", &seed) == 1) {
         begin_round(UINT64_MAX, seed);

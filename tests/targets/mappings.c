@@ -64,32 +64,7 @@ static void operate(struct worker *self)
     atomic_fetch_add_explicit(&self->operations, 1, memory_order_relaxed);
 }
 
-/* ------------------------------------------------------------------ rounds */
-
-static pthread_mutex_t parking_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t parking_changed = PTHREAD_COND_INITIALIZER;
-static uint64_t round_number, round_seed, round_operations;
-static size_t parked;
-
-static void seed(struct worker *self, uint64_t number)
-{
-    /* Spread the seeds; xorshift must not start at 0. */
-    self->random = (number * 64 + self->index) * 0x9e3779b97f4a7c15u | 1;
-}
-
-static uint64_t await_round(uint64_t *last, struct worker *self)
-{
-    pthread_mutex_lock(&parking_lock);
-    parked++;
-    pthread_cond_broadcast(&parking_changed);
-    while (round_number == *last)
-        pthread_cond_wait(&parking_changed, &parking_lock);
-    *last = round_number;
-    seed(self, round_seed);
-    uint64_t operations = round_operations;
-    pthread_mutex_unlock(&parking_lock);
-    return operations;
-}
+/* ------------------------------------------------------------------ threads */
 
 /* What is there before any round: mapped by nobody that the books name. */
 static void hold_prior_mappings(struct worker *self)
@@ -107,29 +82,12 @@ NOINLINE static void *worker_main(void *argument)
     uint64_t last = 0;
     know_arena();
     hold_prior_mappings(self);
-    for (;;)
-        for (uint64_t left = await_round(&last, self); left > 0; left--)
+    for (;;) {
+        await_round(&last, &self->random, self->index);
+        for (uint64_t left = round_operations; left > 0; left--)
             operate(self);
+    }
     return NULL;
-}
-
-static void await_quiet(void)
-{
-    pthread_mutex_lock(&parking_lock);
-    while (parked < worker_count)
-        pthread_cond_wait(&parking_changed, &parking_lock);
-    pthread_mutex_unlock(&parking_lock);
-}
-
-static void begin_round(uint64_t operations, uint64_t number)
-{
-    pthread_mutex_lock(&parking_lock);
-    round_operations = operations;
-    round_seed = number;
-    parked = 0;
-    round_number++;
-    pthread_cond_broadcast(&parking_changed);
-    pthread_mutex_unlock(&parking_lock);
 }
 
 /* ------------------------------------------------------------------ printing */
@@ -221,7 +179,7 @@ static void be_child(uint64_t operations, uint64_t number)
         memset(workers[i].mapped, 0, sizeof workers[i].mapped);
         atomic_store(&workers[i].operations, 0);
     }
-    seed(&workers[0], number);
+    workers[0].random = seed_of(number, 0);
     while (operations-- > 0)
         operate(&workers[0]);
     printf("child %d\n", (int)getpid());
@@ -243,8 +201,7 @@ static void obey(const char *line)
 {
     unsigned long operations, number;
     if (sscanf(line, "go %lu %lu", &operations, &number) == 2) {
-        begin_round((operations + worker_count - 1) / worker_count, number);
-        await_quiet();
+        run_round(operations, number);
         print_books();
     } else if (sscanf(line, "fork %lu %lu", &operations, &number) == 2) {
         end_guests();
@@ -304,7 +261,7 @@ static void start_workers(void)
 {
     for (size_t i = 0; i < worker_count; i++) {
         workers[i].index = i;
-        seed(&workers[i], 0);
+        workers[i].random = seed_of(0, i);
         if (pthread_create(&workers[i].thread, NULL, worker_main, &workers[i]) != 0)
             fail("cannot start a thread");
     }

@@ -6,6 +6,7 @@
 
 #include "mappings_books.h"
 #include "mappings_sites.h"
+#include "rounds.h"
 
 enum {
     MAX_THREADS = 8,
@@ -58,25 +59,15 @@ struct worker {
 };
 
 static struct worker workers[MAX_THREADS];
-static size_t worker_count;
 static bool is_child;
 /* Each a byte larger than pages would be: the last one counts whole. */
 static int file, memfd, devshm, zero;
 static int segments[SEGMENTS];
 static bool has_huge_pages;
 
-static uint64_t next_random(struct worker *self)
-{
-    uint64_t x = self->random;
-    x ^= x << 13;
-    x ^= x >> 7;
-    x ^= x << 17;
-    return self->random = x;
-}
-
 static uint64_t random_below(struct worker *self, uint64_t bound)
 {
-    return (next_random(self) >> 16) % bound;
+    return (next_random(&self->random) >> 16) % bound;
 }
 
 static bool one_in(struct worker *self, uint64_t count)

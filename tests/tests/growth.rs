@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, fs, process::Command};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use memtrace_tests::{
     Result,
-    child::{Child, PATIENCE},
     compile::{self, Build, NO_FRAME_POINTERS},
+    driven::Driven,
     kernel,
     mmap_profile::{Growth, NewMemory},
     serial, skip,
@@ -18,23 +18,19 @@ const BOUNDS: f64 = 4.0;
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// Starts a target that makes a file of its own.
-fn start(name: &str) -> Result<Child> {
+fn start(name: &str) -> Result<Driven> {
     let program = Build::c(name).flags(NO_FRAME_POINTERS).path()?;
-    let mut child = Child::spawn(Command::new(program).arg(compile::cache_directory()?))?;
-    child.stdout.expect("ready ", PATIENCE)?;
-    Ok(child)
+    Driven::start(Command::new(program).arg(compile::cache_directory()?))
 }
 
 /// Has `targets/growth.c` touch what it does, and returns its books.
-fn go(target: &mut Child) -> Result<BTreeMap<String, NewMemory>> {
+fn go(target: &mut Driven) -> Result<BTreeMap<String, NewMemory>> {
     target.tell("go")?;
     let mut books = BTreeMap::new();
-    loop {
-        let line = target.stdout.next(PATIENCE)?;
+    target.read_books(|line| {
         let words: Vec<&str> = line.split(' ').collect();
         let [site, touched, brk, mapped] = words[..] else {
-            ensure!(line == "end", "not a line of the books: {line:?}");
-            return Ok(books);
+            bail!("{} words instead of 4", words.len());
         };
         let new = NewMemory {
             touched: touched.parse()?,
@@ -42,7 +38,9 @@ fn go(target: &mut Child) -> Result<BTreeMap<String, NewMemory>> {
             mapped: mapped.parse()?,
         };
         books.insert(site.to_owned(), new);
-    }
+        Ok(())
+    })?;
+    Ok(books)
 }
 
 /// How far off an estimate of so many bytes may be. Samples that come by chance are Poisson's: n of them, which stand
@@ -100,15 +98,13 @@ fn new_memory_is_found_where_it_is_touched() -> Result<()> {
     let growth = memtrace.profile("growth-0001.pb.gz", Growth::read)?;
     assert_near(&books, &growth)?;
     let outcome = memtrace.interrupt()?;
-    outcome.check_code()?;
+    let growth = outcome.profile("growth.pb.gz", Growth::read)?;
+    assert_near(&books, &growth)?;
     ensure!(
         !outcome.output().join("heap.pb.gz").exists(),
         "there is a heap profile, but no probes were set for one"
     );
-    assert_near(&books, &Growth::read(&outcome.output().join("growth.pb.gz"))?)?;
-    target.tell("exit")?;
-    ensure!(target.wait(PATIENCE)?.success(), "the target failed");
-    Ok(())
+    target.exit()
 }
 
 /// The reference itself: what is known beforehand is in its books.
@@ -157,7 +153,7 @@ impl Memory {
             }
             parts.push((bytes, what.join(" ").to_lowercase()));
         }
-        anyhow::bail!("no section on memory in the report:\n{report}")
+        bail!("no section on memory in the report:\n{report}")
     }
 
     /// The bytes of the parts of which the text has this word.
@@ -194,7 +190,7 @@ fn the_parts_of_resident_memory_add_up() -> Result<()> {
     let mut target = start("holds")?;
     let memtrace = Memtrace::attach(target.pid(), &[])?;
     target.tell("hold")?;
-    target.stdout.expect("held", PATIENCE)?;
+    target.expect("held")?;
     let truth = rss(target.pid())?;
     let outcome = memtrace.interrupt()?;
     outcome.check_code()?;

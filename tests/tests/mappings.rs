@@ -5,7 +5,6 @@ use memtrace_tests::{
     Result,
     child::PATIENCE,
     compile::{Build, NO_FRAME_POINTERS},
-    family::profile_of,
     mapping_books::{Compared, Target},
     mmap_profile::{BEFORE_TRACING, Mappings, UNTRACED_CALL},
     serial, skip,
@@ -48,9 +47,7 @@ fn run(program: &Build, options: &[&str], threads: u32, operations: u64, seed: u
         assert_nobody_unknown(&profile)?;
     }
     let drained = target.drain()?;
-    let outcome = memtrace.interrupt()?;
-    outcome.check_code()?;
-    let profile = Mappings::read(&outcome.output().join("mmap.pb.gz"))?;
+    let profile = memtrace.interrupt()?.profile("mmap.pb.gz", Mappings::read)?;
     drained.assert_equal(&profile, Compared::All)?;
     assert_nobody_unknown(&profile)?;
     target.exit()
@@ -103,9 +100,7 @@ fn a_target_that_ends() -> Result<()> {
     memtrace.signal(libc::SIGUSR1)?;
     memtrace.profile("mmap-0001.pb.gz", Mappings::read)?;
     target.exit()?;
-    let outcome = memtrace.finish(PATIENCE)?;
-    outcome.check_code()?;
-    let profile = Mappings::read(&outcome.output().join("mmap.pb.gz"))?;
+    let profile = memtrace.finish(PATIENCE)?.profile("mmap.pb.gz", Mappings::read)?;
     books.assert_equal(&profile, Compared::Mapped)
 }
 
@@ -160,19 +155,17 @@ fn a_forked_child() -> Result<()> {
     memtrace.signal(libc::SIGUSR1)?;
     let profile = memtrace.profile("mmap-0001.pb.gz", Mappings::read)?;
     books.assert_equal(&profile, Compared::All)?;
-    let name = format!("{child}-mappings/mmap-0001.pb.gz");
-    let profile = memtrace.profile(&name, Mappings::read)?;
+    let profile = memtrace.profile_of(child, "mmap-0001.pb.gz", Mappings::read)?;
     books_of_child.assert_equal(&profile, Compared::All)?;
 
     // The parent goes on by itself.
     target.reap()?;
     let books = target.go(20_000, 11)?;
     let outcome = memtrace.interrupt()?;
-    outcome.check_code()?;
-    let profile = Mappings::read(&outcome.output().join("mmap.pb.gz"))?;
+    let profile = outcome.profile("mmap.pb.gz", Mappings::read)?;
     books.assert_equal(&profile, Compared::All)?;
-    let of_child = profile_of(&outcome.output(), child)?.with_file_name("mmap.pb.gz");
-    books_of_child.assert_equal(&Mappings::read(&of_child)?, Compared::Mapped)?;
+    let profile = outcome.profile_of(child, "mmap.pb.gz", Mappings::read)?;
+    books_of_child.assert_equal(&profile, Compared::Mapped)?;
     target.exit()
 }
 

@@ -158,7 +158,7 @@ fn estimates_are_within_their_bounds_and_drain_to_nothing() -> Result<()> {
     target.books("drain")?;
     let (heap, outcome) = memtrace.stop()?;
     assert_drained(&heap);
-    assert_eq!(heap.period, DISTANCE.into());
+    assert_eq!(heap.period, i64::from(DISTANCE));
     let comments = heap.comments.join("\n");
     assert!(
         !comments.contains("seen:"),

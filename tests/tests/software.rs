@@ -2,7 +2,6 @@
 //! are complete.
 
 use std::{
-    fs,
     net::SocketAddr,
     path::Path,
     process::Command,
@@ -11,13 +10,15 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use memtrace_tests::{
     Result,
     child::{Child, PATIENCE},
     compile, kernel, net,
     profile::{Heap, Stack},
-    serial, skip,
+    serial,
+    servers::{self, Nginx},
+    skip,
     tracer::Memtrace,
 };
 
@@ -86,19 +87,6 @@ fn under_load<T>(request: impl Fn() -> Result<()> + Sync, during: impl FnOnce() 
 
 // ---------------------------------------------------------------------------------------------- redis
 
-/// Debian's redis-server is linked with jemalloc.
-fn start_redis(server: &Path, address: SocketAddr, directory: &Path, preload: Option<&str>) -> Result<Child> {
-    let mut command = Command::new(server);
-    command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string()]);
-    command
-        .args(["--save", "", "--appendonly", "no", "--dir"])
-        .arg(directory);
-    command.envs(preload.map(|library| ("LD_PRELOAD", library)));
-    let redis = Child::spawn(&mut command)?;
-    net::await_server(address)?;
-    Ok(redis)
-}
-
 /// Some thousand requests, each of which must succeed. Random keys: what is set stays.
 fn load_redis(benchmark: &Path, address: SocketAddr) -> Result<()> {
     let mut command = Command::new(benchmark);
@@ -146,7 +134,7 @@ fn trace_redis(preload: Option<&str>, allocator: &str) -> Result<()> {
     let _turn = serial::turn()?;
     let directory = tempfile::tempdir()?;
     let address = net::free_address()?;
-    let mut redis = start_redis(&server, address, directory.path(), preload)?;
+    let mut redis = servers::start_redis(&server, address, directory.path(), preload)?;
     let heaps = under_load(
         || load_redis(&benchmark, address),
         || {
@@ -224,30 +212,6 @@ fn count(target: &mut Child) -> Result<u64> {
 
 // ---------------------------------------------------------------------------------------------- nginx
 
-fn nginx_configuration(directory: &Path, address: SocketAddr) -> String {
-    let directory = directory.display();
-    format!(
-        "daemon off;\nworker_processes 1;\nuser root;\npid {directory}/pid;\nerror_log {directory}/error.log;\n\
-         events {{ worker_connections 256; }}\n\
-         http {{\n\
-         access_log off; gzip on; gzip_types text/plain; gzip_min_length 100;\n\
-         client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;\n\
-         fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;\n\
-         server {{ listen {address}; root {directory}/www; default_type text/plain; }}\n\
-         }}\n"
-    )
-}
-
-/// The worker is the only child of the master.
-fn nginx_worker(master: u32) -> Result<u32> {
-    let path = format!("/proc/{master}/task/{master}/children");
-    let children = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-    children
-        .trim()
-        .parse()
-        .with_context(|| format!("children of nginx: {children:?}"))
-}
-
 #[test]
 fn nginx_under_load() -> Result<()> {
     if !skip::can_trace() {
@@ -257,27 +221,13 @@ fn nginx_under_load() -> Result<()> {
         return Ok(());
     };
     let _turn = serial::turn()?;
-    let directory = tempfile::tempdir()?;
-    let address = net::free_address()?;
-    let configuration = directory.path().join("nginx.conf");
-    fs::create_dir(directory.path().join("www"))?;
-    fs::write(
-        directory.path().join("www/page"),
-        "A line that compresses well.\n".repeat(400),
-    )?;
-    fs::write(&configuration, nginx_configuration(directory.path(), address))?;
-    let mut master = Child::spawn(
-        Command::new(nginx)
-            .arg("-c")
-            .arg(&configuration)
-            .arg("-p")
-            .arg(directory.path()),
-    )?;
-    net::await_server(address)?;
-    let worker = nginx_worker(master.pid())?;
+    let nginx = Nginx::start(&nginx, 1)?;
+    let [worker] = nginx.workers()?[..] else {
+        bail!("nginx has {:?} for workers", nginx.workers()?);
+    };
 
     let heaps = under_load(
-        || net::fetch(address, "/page"),
+        || net::fetch(nginx.address, "/page"),
         || {
             let first = Memtrace::attach(worker, &["--duration", "1500ms"])?
                 .finish(PATIENCE)?
@@ -293,17 +243,8 @@ fn nginx_under_load() -> Result<()> {
     for heap in &heaps {
         check(heap, 500)?;
     }
-    ensure!(
-        nginx_worker(master.pid())? == worker,
-        "nginx had to start another worker"
-    );
+    ensure!(nginx.workers()? == [worker], "nginx had to start another worker");
     kernel::await_unpatched(worker)?;
-    net::fetch(address, "/page")?;
-    ensure!(master.is_running()?);
-    // SIGTERM lets the master end its worker.
-    master.signal(libc::SIGTERM)?;
-    master.wait(PATIENCE)?;
-    let log = fs::read_to_string(directory.path().join("error.log"))?;
-    ensure!(!log.contains("[alert]") && !log.contains("[emerg]"), "{log}");
-    Ok(())
+    net::fetch(nginx.address, "/page")?;
+    nginx.quit()
 }

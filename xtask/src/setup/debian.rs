@@ -11,15 +11,18 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::process;
 
-/// What the end-to-end tests use: a file that shows that it is there, and the package that brings it.
-const TEST_PROGRAMS: [(&str, &str); 15] = [
+/// What the end-to-end tests use: what shows that it is there, and the package that brings it. A path is a file that must
+/// exist; a name is a program that may be anywhere on `PATH`, because many have a newer one than Debian's.
+const TEST_PROGRAMS: [(&str, &str); 17] = [
     ("/usr/bin/gdb", "gdb"),
     ("/usr/sbin/bpftool", "bpftool"),
     ("/usr/bin/redis-server", "redis-server"),
     ("/usr/bin/redis-benchmark", "redis-tools"),
     ("/usr/sbin/nginx", "nginx-light"),
     ("/usr/bin/ab", "apache2-utils"),
+    ("/usr/lib/postgresql/15/bin/postgres", "postgresql-15"),
     ("/usr/bin/python3", "python3"),
+    ("go", "golang-go"),
     ("/usr/bin/objdump", "binutils"),
     ("/usr/bin/musl-gcc", "musl-tools"),
     ("/usr/bin/g++", "g++"),
@@ -44,7 +47,7 @@ const POLICY_TEXT: &[u8] = b"#!/bin/sh\nexit 101\n";
 pub fn provide_test_programs() -> Result<()> {
     let missing: Vec<&str> = TEST_PROGRAMS
         .iter()
-        .filter(|(file, _)| !Path::new(file).exists())
+        .filter(|(sign, _)| !is_there(sign))
         .map(|(_, package)| *package)
         .collect();
     if missing.is_empty() {
@@ -52,6 +55,15 @@ pub fn provide_test_programs() -> Result<()> {
         return Ok(());
     }
     install(&missing)
+}
+
+/// Whether there is a file at this path, or a program of this name.
+fn is_there(sign: &str) -> bool {
+    if sign.contains('/') {
+        Path::new(sign).exists()
+    } else {
+        process::find(sign).is_some()
+    }
 }
 
 /// Installs packages with apt. No service of theirs is started.

@@ -1,0 +1,3 @@
+module leaking_files
+
+go 1.19
