@@ -4,12 +4,12 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     helpers::{bpf_get_current_task_btf, bpf_probe_read_kernel, generated::bpf_find_vma},
-    macros::raw_tracepoint,
-    programs::RawTracePointContext,
+    macros::tracepoint,
+    programs::TracePointContext,
 };
 use memtrace_ebpf::layout::tail;
 
-use super::{ids, maps};
+use super::{ids, maps, syscalls::RESULT};
 
 /// An area of memory.
 #[derive(Clone, Copy, Default)]
@@ -24,16 +24,17 @@ struct Area {
 }
 
 /// Finds out how long the mapping is that `shmat` returned.
-#[raw_tracepoint(tracepoint = "sys_exit")]
-fn measure(ctx: RawTracePointContext) -> i32 {
+#[tracepoint]
+fn measure(ctx: TracePointContext) -> u32 {
     let (_, tid) = ids();
     if let Some(thread) = maps::THREADS.get_ptr_mut(&tid) {
-        let area = area_at(ctx.arg(1));
+        // SAFETY: the offset is that of this tracepoint's field.
+        let area = area_at(unsafe { ctx.read_at(RESULT) }.unwrap_or(0));
         // SAFETY: the element is this thread's, and no other program runs for it meanwhile.
         unsafe { (*thread).size = area.end.wrapping_sub(area.begin) };
     }
     // SAFETY: the context is the one that the kernel passed to this program.
-    unsafe { maps::KERNEL_TAILS.tail_call(&ctx, tail::BOOK_CALL) };
+    unsafe { maps::CALL_TAILS.tail_call(&ctx, tail::BOOK_CALL) };
     0
 }
 

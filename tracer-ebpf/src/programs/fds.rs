@@ -5,6 +5,7 @@ use aya_ebpf::{
     helpers::{bpf_ktime_get_ns, bpf_probe_read_user},
 };
 use memtrace_ebpf::{
+    calls::action,
     handles::{Class, Fd, FdKey, FdKind, Table, classes, opener},
     layout::{Counter, EndReason, Member, OVERFLOW_STACK},
 };
@@ -14,7 +15,7 @@ use super::{
     maps::{self, Thread},
     process::{self, member},
     stack,
-    syscalls::{Call, action},
+    syscalls::Call,
 };
 
 /// [`Member::table`] of a process whose descriptors are not shown.

@@ -75,6 +75,7 @@ fn touch(ctx: &RawTracePointContext, regs: *const pt_regs) -> i32 {
     let start = Start::saved(regs);
     stack::find_in_kernel(
         ctx,
+        &maps::KERNEL_TAILS,
         start,
         control,
         (member.stacks, tid),

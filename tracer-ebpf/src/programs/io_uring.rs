@@ -102,6 +102,7 @@ fn done(ctx: &RawTracePointContext, request: u64, result: i32) -> i32 {
     thread.address = number as u64;
     stack::find_in_kernel(
         ctx,
+        &maps::KERNEL_TAILS,
         start,
         control,
         (member.stacks, tid),

@@ -5,6 +5,7 @@ use aya_ebpf::{
     helpers::{bpf_ktime_get_ns, bpf_probe_read_user},
 };
 use memtrace_ebpf::{
+    calls::action,
     handles::{Class, GrowthKind, MapEvent, MapEventKind, MappingKind, classes},
     layout::{Control, Counter, EndReason, Member, NO_SPACE, OVERFLOW_STACK},
 };
@@ -13,7 +14,7 @@ use super::{
     atomic, count_for, files,
     maps::{self, Thread},
     stack,
-    syscalls::{Call, action},
+    syscalls::Call,
 };
 
 /// Bytes in a page.

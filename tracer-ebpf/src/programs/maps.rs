@@ -67,7 +67,7 @@ pub struct Thread {
     pub space: u32,
     /// Its set of mappings.
     pub layout: u32,
-    /// In the kernel: which program books what the walk is for, by its place in [`KERNEL_TAILS`].
+    /// In the kernel: which program books what the walk is for, by its place in [`CALL_TAILS`] or [`KERNEL_TAILS`].
     pub next: u32,
     /// 1 while it is in a call that gives it a descriptor table of its own, which it shared before.
     pub unshares: u32,
@@ -108,6 +108,10 @@ pub static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE);
 pub static TAILS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
 #[map]
 pub static FORK_TAILS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
+/// Of programs at system calls.
+#[map]
+pub static CALL_TAILS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
+/// Of programs at raw tracepoints.
 #[map]
 pub static KERNEL_TAILS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
 #[map]

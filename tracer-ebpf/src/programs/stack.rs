@@ -9,8 +9,9 @@ use aya_ebpf::{
         bpf_get_attach_cookie, bpf_probe_read_kernel, bpf_probe_read_user,
         generated::{bpf_probe_read_user as probe_read_user, bpf_ringbuf_output, bpf_ringbuf_query},
     },
-    macros::{raw_tracepoint, uprobe},
-    programs::{ProbeContext, RawTracePointContext},
+    macros::{raw_tracepoint, tracepoint, uprobe},
+    maps::ProgramArray,
+    programs::{ProbeContext, RawTracePointContext, TracePointContext},
 };
 use memtrace_ebpf::{
     bound::masked,
@@ -173,11 +174,12 @@ pub fn find_from<C: EbpfContext>(
     finish(space, thread, walk, EndReason::OutOfSteps);
 }
 
-/// Finds the stack of a thread that is in the kernel, and goes on in the program at `next` of [`maps::KERNEL_TAILS`], which
-/// gets it by [`found`].
+/// Finds the stack of a thread that is in the kernel, and goes on in the program at `next` of `tails`, which gets it by
+/// [`found`].
 #[inline(always)]
 pub fn find_in_kernel<C: EbpfContext>(
     ctx: &C,
+    tails: &ProgramArray,
     start: Start,
     control: &Control,
     ids: (u32, u32),
@@ -190,16 +192,16 @@ pub fn find_in_kernel<C: EbpfContext>(
     let Some((index, walk)) = lock(start.pc, start.sp, tid) else {
         thread.walk = NO_WALK;
         // SAFETY: the context is the one that the kernel passed to this program.
-        return unsafe { maps::KERNEL_TAILS.tail_call(ctx, next) };
+        return unsafe { tails.tail_call(ctx, next) };
     };
     thread.walk = index;
     if is_same(walk, index, &start, space, tid, control) {
         // SAFETY: as above.
-        unsafe { maps::KERNEL_TAILS.tail_call(ctx, next) };
+        unsafe { tails.tail_call(ctx, next) };
     } else {
         begin(walk, index, &start, From::Kernel, ids, control, thread);
         // SAFETY: as above.
-        unsafe { maps::KERNEL_TAILS.tail_call(ctx, tail::WALK) };
+        unsafe { tails.tail_call(ctx, tail::WALK) };
     }
     walk.locked = 0;
 }
@@ -278,11 +280,24 @@ fn walk(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// As [`walk`], for threads that are in the kernel.
-#[raw_tracepoint(tracepoint = "sys_exit")]
+/// As [`walk`], of threads that are in the kernel by a system call.
+#[tracepoint]
+fn walk_in_call(ctx: TracePointContext) -> u32 {
+    walk_in(&ctx, &maps::CALL_TAILS);
+    0
+}
+
+/// As [`walk`], of threads that are in the kernel for another reason.
+#[raw_tracepoint(tracepoint = "page_fault_user")]
 fn walk_in_kernel(ctx: RawTracePointContext) -> i32 {
+    walk_in(&ctx, &maps::KERNEL_TAILS);
+    0
+}
+
+#[inline(always)]
+fn walk_in<C: EbpfContext>(ctx: &C, tails: &ProgramArray) {
     let Some((thread, walk, mut reason)) = walk_on() else {
-        return 0;
+        return;
     };
     let is_first = walk.frames_len == 1 && reason as u8 == EndReason::NoUnwindInfo as u8;
     if is_first && thread.next == tail::BOOK_CLONE && leave_clone(thread, walk) {
@@ -290,7 +305,7 @@ fn walk_in_kernel(ctx: RawTracePointContext) -> i32 {
     }
     if reason as u8 == EndReason::Running as u8 {
         // SAFETY: the context is the one that the kernel passed to this program.
-        unsafe { maps::KERNEL_TAILS.tail_call(&ctx, tail::WALK) };
+        unsafe { tails.tail_call(ctx, tail::WALK) };
         reason = EndReason::OutOfSteps;
     }
     if reason as u8 == EndReason::UnknownMapping as u8 {
@@ -298,9 +313,8 @@ fn walk_in_kernel(ctx: RawTracePointContext) -> i32 {
     }
     walk.end = reason as u8;
     // SAFETY: as above.
-    unsafe { maps::KERNEL_TAILS.tail_call(&ctx, thread.next) };
+    unsafe { tails.tail_call(ctx, thread.next) };
     give_back(thread);
-    0
 }
 
 /// The C libraries' `clone` and `clone3` do not describe what follows the system call, since it is the new thread's first code,

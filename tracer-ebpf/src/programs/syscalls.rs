@@ -1,14 +1,21 @@
-//! System calls: which of them open, close, map or unmap something, and when each is booked.
+//! System calls: when what they do is booked.
 //!
 //! What a call makes is booked when it returns: nobody else can undo it before. What a call takes away is booked when it
 //! is entered: when it returns, the number or the address may already be somebody else's.
+//!
+//! Each call of interest has a tracepoint of its own, so that no program runs at other calls, whoever makes them.
 
 use core::mem::offset_of;
 
-use aya_ebpf::{bindings::pt_regs, macros::raw_tracepoint, programs::RawTracePointContext};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::pt_regs,
+    helpers::{bpf_get_attach_cookie, bpf_get_current_task_btf, generated::bpf_task_pt_regs},
+    macros::tracepoint,
+    programs::TracePointContext,
+};
 use memtrace_ebpf::{
-    bound::masked,
-    handles::{FdKind, classes},
+    calls::action,
     layout::{Control, Counter, Member, NO_SPACE, tail},
 };
 
@@ -19,161 +26,35 @@ use super::{
     stack::{self, Start, saved},
 };
 
-/// What a call does, as far as it is of interest.
-pub mod action {
-    /// Nothing.
-    pub const NONE: u8 = 0;
-    /// Opens the descriptor that it returns; what it refers to is asked of the kernel.
-    pub const OPENS: u8 = 1;
-    /// `dup2`, `dup3`: as [`OPENS`], but for `dup2` to the same number.
-    pub const DUPLICATES_TO: u8 = 2;
-    /// `dup`: as [`OPENS`], of the kind of the first argument.
-    pub const DUPLICATES: u8 = 3;
-    /// `fcntl`.
-    pub const FCNTL: u8 = 4;
-    /// `bpf`.
-    pub const BPF: u8 = 5;
-    /// `pipe`, `pipe2`: two descriptors, stored where the first argument says.
-    pub const PIPE: u8 = 6;
-    /// `socketpair`: where the fourth says.
-    pub const SOCKETPAIR: u8 = 7;
-    /// `recvmsg`.
-    pub const RECVMSG: u8 = 8;
-    /// `recvmmsg`.
-    pub const RECVMMSG: u8 = 9;
-    /// `clone`.
-    pub const CLONE: u8 = 10;
-    /// `clone3`.
-    pub const CLONE3: u8 = 11;
-    /// `seccomp`.
-    pub const SECCOMP: u8 = 12;
-    /// `signalfd`, `signalfd4`: opens unless it changes one that is there.
-    pub const SIGNALFD: u8 = 13;
-    /// `close`.
-    pub const CLOSE: u8 = 14;
-    /// `close_range`.
-    pub const CLOSE_RANGE: u8 = 15;
-    /// `unshare`.
-    pub const UNSHARE: u8 = 16;
-    /// `mmap`.
-    pub const MMAP: u8 = 17;
-    /// `munmap`.
-    pub const MUNMAP: u8 = 18;
-    /// `mremap`.
-    pub const MREMAP: u8 = 19;
-    /// `brk`.
-    pub const BRK: u8 = 20;
-    /// `shmat`.
-    pub const SHMAT: u8 = 21;
-    /// `shmdt`.
-    pub const SHMDT: u8 = 22;
-    /// `landlock_create_ruleset`.
-    pub const LANDLOCK: u8 = 23;
-    /// From here on: opens the descriptor that it returns, of the kind of which this is the value.
-    pub const OPENS_KIND: u8 = 0x40;
-}
-
-/// How many numbers of calls are looked at (`arch/x86/entry/syscalls/syscall_64.tbl` ends below 480).
-const CALLS: usize = 512;
-
-/// By the number of the call.
-static ACTIONS: [u8; CALLS] = actions();
-
-const fn actions() -> [u8; CALLS] {
-    use action::{
-        BPF, BRK, CLONE, CLONE3, CLOSE, CLOSE_RANGE, DUPLICATES, DUPLICATES_TO, FCNTL, LANDLOCK, MMAP,
-        MREMAP, MUNMAP, OPENS, OPENS_KIND, PIPE, RECVMMSG, RECVMSG, SECCOMP, SHMAT, SHMDT, SIGNALFD,
-        SOCKETPAIR, UNSHARE,
-    };
-    const fn of(kind: FdKind) -> u8 {
-        OPENS_KIND + kind as u8
-    }
-    let calls = [
-        (2, OPENS),          // open
-        (85, OPENS),         // creat
-        (257, OPENS),        // openat
-        (304, OPENS),        // open_by_handle_at
-        (437, OPENS),        // openat2
-        (41, OPENS),         // socket
-        (43, OPENS),         // accept
-        (288, OPENS),        // accept4
-        (438, OPENS),        // pidfd_getfd
-        (32, DUPLICATES),    // dup
-        (33, DUPLICATES_TO), // dup2
-        (292, DUPLICATES_TO),
-        (72, FCNTL),
-        (321, BPF),
-        (22, PIPE),
-        (293, PIPE),
-        (53, SOCKETPAIR),
-        (47, RECVMSG),
-        (299, RECVMMSG),
-        (56, CLONE),
-        (435, CLONE3),
-        (317, SECCOMP),
-        (282, SIGNALFD),
-        (289, SIGNALFD),
-        (284, of(FdKind::Eventfd)), // eventfd
-        (290, of(FdKind::Eventfd)), // eventfd2
-        (283, of(FdKind::Timerfd)), // timerfd_create
-        (213, of(FdKind::Epoll)),   // epoll_create
-        (291, of(FdKind::Epoll)),   // epoll_create1
-        (253, of(FdKind::Inotify)), // inotify_init
-        (294, of(FdKind::Inotify)), // inotify_init1
-        (319, of(FdKind::Memfd)),   // memfd_create
-        (434, of(FdKind::Pidfd)),   // pidfd_open
-        (425, of(FdKind::IoUring)), // io_uring_setup
-        (240, OPENS),               // mq_open
-        (298, of(FdKind::Other)),   // perf_event_open
-        (300, of(FdKind::Other)),   // fanotify_init
-        (323, of(FdKind::Other)),   // userfaultfd
-        (428, OPENS),               // open_tree
-        (430, of(FdKind::Other)),   // fsopen
-        (432, OPENS),               // fsmount
-        (433, of(FdKind::Other)),   // fspick
-        (444, LANDLOCK),
-        (447, of(FdKind::Memfd)), // memfd_secret
-        (3, CLOSE),
-        (436, CLOSE_RANGE),
-        (272, UNSHARE),
-        (9, MMAP),
-        (11, MUNMAP),
-        (25, MREMAP),
-        (12, BRK),
-        (30, SHMAT),
-        (67, SHMDT),
-    ];
-    let mut actions = [action::NONE; CALLS];
-    let mut i = 0;
-    while i < calls.len() {
-        actions[calls[i].0] = calls[i].1;
-        i += 1;
-    }
-    actions
-}
+/// Where the tracepoints of system calls have the result (`kernel/trace/trace_syscalls.c`, `perf_call_bpf_exit`).
+pub const RESULT: usize = 16;
 
 /// A call's registers, where the kernel saved them when the thread came. They are as they were then, but for `rax`, `rcx`
 /// and `r11`.
 #[derive(Clone, Copy)]
 pub struct Call {
     regs: *const pt_regs,
-    /// What it returned; of a call that was entered only, its number.
+    /// What it returned, if it has.
     pub result: i64,
 }
 
 impl Call {
+    /// One that is entered.
     #[inline(always)]
-    fn of(ctx: &RawTracePointContext) -> Self {
-        Self {
-            regs: ctx.arg(0),
-            result: ctx.arg(1),
-        }
+    fn entered() -> Self {
+        // SAFETY: the helpers have no preconditions: the task is the current one.
+        let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const pt_regs;
+        Self { regs, result: 0 }
     }
 
-    /// Its number.
+    /// One that returns.
     #[inline(always)]
-    fn number(self) -> u64 {
-        saved(self.regs, offset_of!(pt_regs, orig_rax))
+    fn left(ctx: &TracePointContext) -> Self {
+        Self {
+            // SAFETY: the offset is that of this tracepoint's field.
+            result: unsafe { ctx.read_at(RESULT) }.unwrap_or(-1),
+            ..Self::entered()
+        }
     }
 
     /// The first argument.
@@ -213,86 +94,50 @@ impl Call {
     }
 }
 
-/// What the call with this number does.
+/// What the call does at whose tracepoint the program runs.
 #[inline(always)]
-fn action_of(number: u64) -> u8 {
-    if number >= CALLS as u64 {
-        return action::NONE;
-    }
-    ACTIONS[masked::<CALLS>(number as usize)]
+fn action_of(ctx: &TracePointContext) -> u8 {
+    // SAFETY: the context is the one that the kernel passed to this program.
+    unsafe { bpf_get_attach_cookie(ctx.as_ptr()) as u8 }
 }
 
-/// The class of holdings that an action is of; 0 if it is of none.
+/// The switches, if anything is recorded.
 #[inline(always)]
-fn class_of(action: u8) -> u32 {
-    match action {
-        action::NONE => 0,
-        action::BRK => classes::GROWTH,
-        action::MMAP | action::MREMAP => classes::MAPPING | classes::GROWTH,
-        action::MUNMAP | action::SHMAT | action::SHMDT => classes::MAPPING,
-        action::CLONE | action::CLONE3 => classes::FD | classes::MAPPING,
-        _ => classes::FD,
-    }
+fn recording() -> Option<&'static Control> {
+    maps::CONTROL.get(0).filter(|control| control.enabled != 0)
 }
 
-/// The switches, if this action is to be recorded.
-#[inline(always)]
-fn wanted(action: u8) -> Option<&'static Control> {
-    let control = maps::CONTROL.get(0)?;
-    (control.enabled != 0 && control.classes & class_of(action) != 0).then_some(control)
-}
-
-/// A thread enters the kernel by a system call.
-#[raw_tracepoint(tracepoint = "sys_enter")]
-fn call_entered(ctx: RawTracePointContext) -> i32 {
-    let call = Call::of(&ctx);
-    let action = action_of(call.result as u64);
-    let takes = matches!(
-        action,
-        action::CLOSE
-            | action::CLOSE_RANGE
-            | action::UNSHARE
-            | action::MUNMAP
-            | action::MREMAP
-            | action::SHMDT
-    );
-    if !takes || wanted(action).is_none() {
-        return 0;
-    }
+/// A thread enters the kernel by a call that takes something away.
+#[tracepoint]
+fn call_entered(ctx: TracePointContext) -> u32 {
     let (process, thread) = ids();
-    let Some(member) = member(process) else {
+    let (Some(member), Some(_)) = (member(process), recording()) else {
         return 0;
     };
-    match action {
+    let call = Call::entered();
+    match action_of(&ctx) {
         action::CLOSE => fds::close(fds::table_of(&member, thread), call.first() as i32),
         action::CLOSE_RANGE => fds::enter_close_range(call, &member, thread),
         action::UNSHARE => fds::enter_unshare(call, thread),
-        _ => mappings::enter(action, call, &member, thread),
+        action => mappings::enter(action, call, &member, thread),
     }
     0
 }
 
 /// A thread is about to go back to its program.
-#[raw_tracepoint(tracepoint = "sys_exit")]
-fn call_left(ctx: RawTracePointContext) -> i32 {
-    let call = Call::of(&ctx);
-    let action = action_of(call.number());
-    if matches!(action, action::NONE | action::CLOSE) || !is_success(call.result) {
-        if matches!(action, action::MUNMAP | action::MREMAP | action::SHMDT) && wanted(action).is_some() {
-            let (process, thread) = ids();
-            if let Some(member) = member(process) {
-                mappings::undo(action, call, &member, thread);
-            }
+#[tracepoint]
+fn call_left(ctx: TracePointContext) -> u32 {
+    let (process, tid) = ids();
+    let (Some(member), Some(control)) = (member(process), recording()) else {
+        return 0;
+    };
+    let (call, action) = (Call::left(&ctx), action_of(&ctx));
+    if !is_success(call.result) {
+        if matches!(action, action::MUNMAP | action::MREMAP | action::SHMDT) {
+            mappings::undo(action, call, &member, tid);
         }
         return 0;
     }
-    let Some(control) = wanted(action) else {
-        return 0;
-    };
-    let (process, tid) = ids();
-    let Some(member) = member(process) else {
-        return 0;
-    };
     match action {
         action::MUNMAP | action::SHMDT => return 0,
         action::CLOSE_RANGE => {
@@ -320,7 +165,7 @@ fn call_left(ctx: RawTracePointContext) -> i32 {
         }
         _ => tail::BOOK_CALL,
     };
-    stack::find_in_kernel(&ctx, call.start(), control, ids, thread, book);
+    stack::find_in_kernel(&ctx, &maps::CALL_TAILS, call.start(), control, ids, thread, book);
     0
 }
 
@@ -345,16 +190,15 @@ fn makes(action: u8, call: Call, member: &Member, tid: u32, control: &Control) -
 }
 
 /// Books what a call made, once its stack is known.
-#[raw_tracepoint(tracepoint = "sys_exit")]
-fn book_call(ctx: RawTracePointContext) -> i32 {
+#[tracepoint]
+fn book_call(ctx: TracePointContext) -> u32 {
     let (process, tid) = ids();
     let Some(thread) = maps::THREADS.get_ptr_mut(&tid) else {
         return 0;
     };
     // SAFETY: the element is this thread's, and no other program runs for it meanwhile.
     let thread = unsafe { &mut *thread };
-    let call = Call::of(&ctx);
-    let action = action_of(call.number());
+    let (call, action) = (Call::left(&ctx), action_of(&ctx));
     if let (Some(member), Some(control)) = (member(process), maps::CONTROL.get(0)) {
         match action {
             action::MMAP | action::MREMAP | action::SHMAT | action::BRK => {

@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     fs::File,
+    io,
     mem::offset_of,
     num::{NonZeroU32, NonZeroU64},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -18,6 +19,7 @@ use aya::{
     programs::{Program, ProgramError, ProgramFd, RawTracePoint, TracePoint, UProbe},
 };
 use memtrace_ebpf::{
+    calls,
     handles::{MAP_EVENT_BYTES, classes},
     layout::{Block, BlockKey, Control, FRAMES_BYTES, NO_SPACE, Notice, NoticeKind, Stack, Wish, tail},
     unwind::Page,
@@ -92,6 +94,8 @@ pub struct Programs {
     /// Before the programs: it goes first.
     attacher: Attacher,
     forks: Option<(OwnedFd, OwnedFd)>,
+    /// Keep the programs at system calls: links and events.
+    calls: Vec<(OwnedFd, OwnedFd)>,
     ebpf: Ebpf,
     control: MappedArray<Control>,
     books: Books,
@@ -137,7 +141,17 @@ impl Programs {
             tails.push(fill_tails::<TracePoint>(&mut ebpf, "FORK_TAILS", &inherit)?);
         }
         if classes & !classes::HEAP != 0 {
-            tails.push(fill_kernel_tails(&mut ebpf)?);
+            tails.push(fill_call_tails(&mut ebpf)?);
+            let in_kernel = [
+                (tail::WALK, "walk_in_kernel"),
+                (tail::BOOK_TOUCH, "book_touch"),
+                (tail::BOOK_REQUEST, "book_request"),
+            ];
+            tails.push(fill_tails::<RawTracePoint>(
+                &mut ebpf,
+                "KERNEL_TAILS",
+                &in_kernel,
+            )?);
         }
         let attacher = if follow {
             Attacher::following().map_err(|source| KernelError::Event {
@@ -177,6 +191,7 @@ impl Programs {
             attacher,
             ebpf,
             forks: None,
+            calls: Vec::new(),
             _tails: tails,
         })
     }
@@ -283,12 +298,73 @@ impl Programs {
         ])
     }
 
-    /// Attaches the programs that watch system calls: what they book goes first, so that nothing that is undone is missed.
+    /// Attaches the programs that watch the system calls that the wanted classes of holdings need. What takes away goes
+    /// first, so that nothing that is undone is missed.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or has no tracepoints for system calls (`CONFIG_FTRACE_SYSCALLS`).
+    pub fn attach_calls(&mut self) -> Result<(), KernelError> {
+        let classes = self.control.get(0).map_or(0, |control| control.classes);
+        let wanted = || {
+            calls::CALLS
+                .iter()
+                .filter(|(_, action)| calls::class_of(*action) & classes != 0)
+        };
+        let entered = wanted().filter(|(_, action)| calls::takes(*action));
+        let left = wanted().filter(|(_, action)| calls::returns(*action));
+        let entered = entered.map(|(name, action)| ("call_entered", format!("sys_enter_{name}"), *action));
+        let left = left.map(|(name, action)| ("call_left", format!("sys_exit_{name}"), *action));
+        let refused = |source| KernelError::Event {
+            what: "find",
+            name: "of system calls",
+            source,
+        };
+        let tracefs = Tracefs::open().map_err(refused)?;
+        for (program, event, action) in entered.chain(left) {
+            // A call that this kernel does not have.
+            let Ok(number) = tracefs.tracepoint("syscalls", &event) else {
+                continue;
+            };
+            self.attach_to_event(program, number, action.into())?;
+        }
+        if self.calls.is_empty() {
+            let source = io::Error::from(io::ErrorKind::NotFound);
+            return Err(refused(source));
+        }
+        Ok(())
+    }
+
+    fn attach_to_event(&mut self, name: &'static str, number: u64, cookie: u64) -> Result<(), KernelError> {
+        let refused = |source| KernelError::Program {
+            name,
+            place: String::new(),
+            source,
+        };
+        let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
+        let program: &mut TracePoint = program.try_into().map_err(refused)?;
+        if program.fd().is_err() {
+            program.load().map_err(refused)?;
+        }
+        let fd = program.fd().map_err(refused)?.as_fd();
+        let opened = perf::open(number, Watched::All);
+        let attached = opened.and_then(|event| Ok((perf::link(fd, &event, cookie)?, event)));
+        self.calls.push(attached.map_err(|source| KernelError::Event {
+            what: "use",
+            name,
+            source,
+        })?);
+        Ok(())
+    }
+
+    /// Attaches the programs that watch page faults.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn attach_calls(&mut self) -> Result<(), KernelError> {
-        self.attach_to_tracepoints(&[("call_entered", "sys_enter"), ("call_left", "sys_exit")])
+    pub fn attach_faults(&mut self) -> Result<(), KernelError> {
+        self.attach_to_tracepoints(&[
+            ("touched", "page_fault_user"),
+            ("touched_in_kernel", "page_fault_kernel"),
+        ])
     }
 
     /// Attaches the program that watches what an io_uring does; false if this kernel does not tell.
@@ -301,17 +377,6 @@ impl Programs {
             None => return Ok(false),
         }
         Ok(true)
-    }
-
-    /// Attaches the programs that watch page faults.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn attach_faults(&mut self) -> Result<(), KernelError> {
-        self.attach_to_tracepoints(&[
-            ("touched", "page_fault_user"),
-            ("touched_in_kernel", "page_fault_kernel"),
-        ])
     }
 
     fn attach_to_tracepoints(&mut self, programs: &[(&'static str, &str)]) -> Result<(), KernelError> {
@@ -496,21 +561,19 @@ where
     Ok(tails)
 }
 
-/// Those for threads that are in the kernel.
-fn fill_kernel_tails(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, KernelError> {
-    let name = "KERNEL_TAILS";
+/// Those for threads that are in the kernel by a system call.
+fn fill_call_tails(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, KernelError> {
+    let name = "CALL_TAILS";
     let always = [
-        (tail::WALK, "walk_in_kernel"),
+        (tail::WALK, "walk_in_call"),
         (tail::BOOK_CALL, "book_call"),
         (tail::BOOK_CLONE, "book_call"),
-        (tail::BOOK_TOUCH, "book_touch"),
-        (tail::BOOK_REQUEST, "book_request"),
     ];
-    let mut tails = fill_tails::<RawTracePoint>(ebpf, name, &always)?;
+    let mut tails = fill_tails::<TracePoint>(ebpf, name, &always)?;
     // Linux before 5.17 does not have the helper: the next program does without.
-    let measure = load_tail::<RawTracePoint>(ebpf, "measure").or_else(|error| {
+    let measure = load_tail::<TracePoint>(ebpf, "measure").or_else(|error| {
         log::info!("{error}");
-        load_tail::<RawTracePoint>(ebpf, "book_call")
+        load_tail::<TracePoint>(ebpf, "book_call")
     })?;
     let set = tails.set(tail::MEASURE, &measure, 0);
     set.map_err(|source| KernelError::Map { name, source })?;
