@@ -35,7 +35,7 @@ impl MapEvents {
     }
 
     /// The next event that was not read so far.
-    pub fn next(&mut self) -> Option<(MapEventKind, MapEvent)> {
+    pub fn take_next(&mut self) -> Option<(MapEventKind, MapEvent)> {
         loop {
             let item = self.ring.next()?;
             if item.len() < size_of::<MapEvent>() {

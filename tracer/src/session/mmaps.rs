@@ -39,7 +39,7 @@ pub(super) struct MapReport {
 impl Tracer {
     /// Replays what was logged.
     pub fn read_map_events(&mut self) {
-        while let Some((kind, mut event)) = self.programs.map_events().next() {
+        while let Some((kind, mut event)) = self.programs.map_events().take_next() {
             match kind {
                 MapEventKind::Forked => {
                     let parent = self.mapped.get(&event.flags);

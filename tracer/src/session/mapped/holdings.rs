@@ -62,11 +62,7 @@ impl Survey {
     pub fn holdings(&self, input: &HoldingsInput<'_>) -> Holdings {
         let stacks: HashMap<u32, &MapStack> = input.stacks.iter().map(|stack| (stack.id, stack)).collect();
         let mut drafts: HashMap<Key, Draft> = HashMap::new();
-        for stack in input
-            .stacks
-            .iter()
-            .filter(|stack| stack.own && stack.mapped_bytes > 0)
-        {
+        for stack in input.stacks.iter().filter(|stack| stack.own) {
             for (kind, made) in self.made(stack) {
                 let account = Account::of(Owner::Stack(stack.id), kind);
                 if made > 0 && !self.is_heap(&account, input.is_allocator) {
