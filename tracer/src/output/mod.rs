@@ -12,7 +12,7 @@ mod style;
 
 pub use directory::{OutputDir, OutputError};
 pub use fd_details::fd_details_json;
-pub use processes::{ProcessRow, write_processes};
+pub use processes::{Amount, ProcessRow, write_processes};
 pub use report::{ReportOptions, write_report};
 pub use status::{Status, StatusLine};
 

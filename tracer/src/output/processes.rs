@@ -9,7 +9,10 @@ use super::{
     ReportOptions,
     style::{Style, shorten},
 };
-use crate::text::{self, printable};
+use crate::{
+    snapshot::{Holdings, Snapshot},
+    text::{self, printable},
+};
 
 /// One process in one program, as the table shows it.
 #[derive(Clone, Debug)]
@@ -18,14 +21,60 @@ pub struct ProcessRow {
     pub pid: u32,
     /// The command name.
     pub name: String,
-    /// Bytes that lived at the end.
-    pub live_bytes: u64,
-    /// Blocks that lived at the end.
-    pub live_objects: u64,
+    /// What it held at the end.
+    pub held: Amount,
     /// How it ended; empty if it runs on.
     pub end: &'static str,
     /// Its profile, if that could be written.
     pub profile: Option<PathBuf>,
+}
+
+/// How much a process holds of what is traced first: the heap, mappings, descriptors, or new memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Amount {
+    /// Bytes and blocks of the heap.
+    Heap(u64, u64),
+    /// Mapped bytes.
+    Mapped(u64),
+    /// Open descriptors.
+    Open(u64),
+    /// Bytes touched for the first time.
+    Touched(u64),
+}
+
+impl Amount {
+    /// What a snapshot says.
+    pub fn of(snapshot: &Snapshot) -> Self {
+        let held = |holdings: &Holdings| holdings.holders.iter().map(|holder| holder.held).sum();
+        match (snapshot.heap, &snapshot.mmap, &snapshot.fds, &snapshot.growth) {
+            (false, Some(mmap), _, _) => Self::Mapped(held(mmap)),
+            (false, None, Some(fds), _) => Self::Open(held(fds)),
+            (false, None, None, Some(growth)) => {
+                Self::Touched(growth.sites.iter().map(|site| site.touched).sum())
+            }
+            _ => {
+                let (bytes, objects) = snapshot.live();
+                Self::Heap(bytes, objects)
+            }
+        }
+    }
+
+    /// To compare processes by.
+    pub fn size(self) -> u64 {
+        let (Self::Heap(size, _) | Self::Mapped(size) | Self::Open(size) | Self::Touched(size)) = self;
+        size
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::Heap(bytes, objects) => {
+                format!("{:>10} in {:<15}", text::bytes(bytes), text::objects(objects))
+            }
+            Self::Mapped(bytes) => format!("{:>10} {:<18}", text::bytes(bytes), "mapped"),
+            Self::Open(count) => format!("{:>10} {:<18}", text::count(count), "descriptors"),
+            Self::Touched(bytes) => format!("{:>10} {:<18}", text::bytes(bytes), "touched"),
+        }
+    }
 }
 
 /// Writes the table, those that hold most first.
@@ -38,14 +87,14 @@ pub fn write_processes(out: &mut impl Write, rows: &[ProcessRow], options: &Repo
         width: options.width,
     };
     let mut rows: Vec<_> = rows.iter().collect();
-    rows.sort_by_key(|row| std::cmp::Reverse(row.live_bytes));
+    rows.sort_by_key(|row| std::cmp::Reverse(row.held.size()));
     let shown = rows.len().min(options.top.max(1));
     let title = match rows.len() {
         all if all == shown => {
-            format!("{all} heaps were traced, one for each process and program that it executed:")
+            format!("{all} programs were traced, each in a process of its own or one after the other:")
         }
         all => format!(
-            "{all} heaps were traced, one for each process and program that it executed; the largest:"
+            "{all} programs were traced, each in a process of its own or one after the other; the largest:"
         ),
     };
     writeln!(out, "{}", style.bold(title))?;
@@ -54,23 +103,16 @@ pub fn write_processes(out: &mut impl Write, rows: &[ProcessRow], options: &Repo
         let profile = directory.map_or_else(|| "not written".into(), |name| name.display().to_string());
         let end = if row.end.is_empty() { "runs" } else { row.end };
         let line = format!(
-            "{:>10} in {:<15} {:>7} {:<15} {end:<8} {profile}/",
-            text::bytes(row.live_bytes),
-            text::objects(row.live_objects),
+            "{} {:>7} {:<15} {end:<8} {profile}/",
+            row.held.text(),
             row.pid,
             shorten(&printable(&row.name), 15),
         );
         writeln!(out, "{line}")?;
     }
-    let others = &rows[shown..];
-    if !others.is_empty() {
-        let bytes = others.iter().map(|row| row.live_bytes).sum();
-        writeln!(
-            out,
-            "{:>10} in {} more",
-            text::bytes(bytes),
-            text::count(others.len() as u64)
-        )?;
+    let others = rows.len() - shown;
+    if others > 0 {
+        writeln!(out, "{:>10} more", text::count(others as u64))?;
     }
     writeln!(out)
 }

@@ -13,8 +13,8 @@ use crate::{
     cli::Arguments,
     kernel::FIRST_SPACE,
     output::{
-        OutputDir, OutputError, ProcessRow, ReportOptions, StatusLine, fd_details_json, write_processes,
-        write_report,
+        Amount, OutputDir, OutputError, ProcessRow, ReportOptions, StatusLine, fd_details_json,
+        write_processes, write_report,
     },
     profile::{self, Profile},
     snapshot::Snapshot,
@@ -134,17 +134,16 @@ impl Writer {
 
     fn write_last(&mut self, snapshot: Snapshot, end: &'static str) {
         let written = self.write(&snapshot, false);
-        let (live_bytes, live_objects) = snapshot.live();
+        let held = Amount::of(&snapshot);
         self.rows.push(ProcessRow {
             pid: snapshot.process.pid,
             name: snapshot.process.name.clone(),
-            live_bytes,
-            live_objects,
+            held,
             end,
             profile: written.as_ref().ok().cloned(),
         });
         // One that runs on is of more interest than one that is gone.
-        let weight = (end.is_empty(), live_bytes);
+        let weight = (end.is_empty(), held.size());
         if self.largest.as_ref().is_none_or(|(before, _)| *before < weight) {
             self.largest = Some((weight, snapshot));
         }
