@@ -116,6 +116,9 @@ NOINLINE static void receive_visitor(struct worker *self)
 NOINLINE static void *worker_main(void *argument)
 {
     struct worker *self = argument;
+    /* With a thread's first block glibc may look for the number of processors, in a file: not at a site. */
+    void *volatile block = malloc(1);
+    free(block);
     for (uint64_t last = 0;;) {
         await_round(&last, &self->random, (size_t)(self - workers));
         for (uint64_t done = 0; done < round_operations; done++) {
