@@ -161,7 +161,7 @@ fn nginx_with_connections() -> Result<()> {
         ensure!(
             fds.stacks
                 .iter()
-                .any(|stack| stack.inherited && stack.kind == "tcp" && stack.contains(BEFORE_TRACING)),
+                .any(|stack| stack.kind == "tcp" && stack.contains(BEFORE_TRACING)),
             "{}",
             fds.describe()
         );

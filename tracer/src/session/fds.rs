@@ -13,7 +13,7 @@ use super::{
     space::Space,
 };
 use crate::{
-    kernel::{Counters, KernelError, RawStack},
+    kernel::{Counters, KernelError, OpenByStack, RawStack},
     snapshot::{FdDetail, Holder, Holdings, Maker},
     target::{Descriptor, Process},
 };
@@ -55,6 +55,26 @@ impl Tracer {
             }
             Err(error) => log::debug!("{error}"),
         }
+    }
+
+    /// How many descriptors each stack has open, by table. Each is asked for alone: while the kernel reads a whole table,
+    /// programs at system calls are skipped (`kernel/trace/bpf_trace.c`, `bpf_prog_active`).
+    pub(super) fn open_by_stack(&self) -> OpenByStack {
+        let mut open = OpenByStack::new();
+        if !self.settings.trace(classes::FD) {
+            return open;
+        }
+        for space in self.spaces.values() {
+            let table = self.fd_table_of(space);
+            let counts = open.entry(table).or_default();
+            // Processes that share it have counted it.
+            if counts.is_empty() {
+                for found in self.programs.descriptors_ref().of(table).unwrap_or_default() {
+                    *counts.entry(found.fd.stack).or_default() += 1;
+                }
+            }
+        }
+        open
     }
 
     /// Who holds which descriptors.

@@ -24,7 +24,7 @@ use super::{
     space::Space,
 };
 use crate::{
-    kernel::{FIRST_SPACE, KernelError, Limits, Live, OpenByStack, Programs, TableRoom},
+    kernel::{FIRST_SPACE, KernelError, Limits, Live, Programs, TableRoom},
     snapshot::{Coverage, Origin, Selection, Snapshot},
     target::Process,
 };
@@ -348,14 +348,7 @@ impl Tracer {
             self.read_map_events();
             self.find_trampolines();
             let count = self.programs.stack_count();
-            let open_fds = match self.settings.trace(classes::FD) {
-                true => self
-                    .programs
-                    .descriptors_ref()
-                    .open_by_stack()
-                    .unwrap_or_default(),
-                false => OpenByStack::new(),
-            };
+            let open_fds = self.open_by_stack();
             self.history.keep(Reading {
                 at: elapsed,
                 live_bytes: snapshot::live_bytes(self.programs.books(), count),
