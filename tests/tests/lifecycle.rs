@@ -187,7 +187,9 @@ fn check_modes(directory: &Path) -> Result<()> {
         names.push(entry.file_name().into_string().unwrap_or_default());
     }
     names.sort();
-    assert_eq!(names, ["heap-0001.pb.gz", "heap-0002.pb.gz", "heap.pb.gz"]);
+    let kinds = ["fd", "heap", "mmap"];
+    let expected = kinds.map(|kind| ["-0001", "-0002", ""].map(|number| format!("{kind}{number}.pb.gz")));
+    assert_eq!(names, expected.as_flattened());
     Ok(())
 }
 
