@@ -34,6 +34,7 @@
  * At the start it prints `refused SITE ERRNO` for each call that this machine does not grant, then `ready PID`.
  */
 #define _GNU_SOURCE
+#include <malloc.h>
 #include <sys/resource.h>
 
 #include "descriptors_children.h"
@@ -116,9 +117,6 @@ NOINLINE static void receive_visitor(struct worker *self)
 NOINLINE static void *worker_main(void *argument)
 {
     struct worker *self = argument;
-    /* With a thread's first block glibc may look for the number of processors, in a file: not at a site. */
-    void *volatile block = malloc(1);
-    free(block);
     for (uint64_t last = 0;;) {
         await_round(&last, &self->random, (size_t)(self - workers));
         for (uint64_t done = 0; done < round_operations; done++) {
@@ -413,6 +411,8 @@ int main(int argc, char **argv)
     setvbuf(stdin, input, _IOLBF, sizeof input);
     setvbuf(stdout, output, _IOFBF, sizeof output);
     signal(SIGPIPE, SIG_IGN);
+    /* Before it makes a ninth arena, glibc looks for the number of processors, in a file: not at a site. */
+    mallopt(M_ARENA_MAX, 2);
     worker_count = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
     slot_count = argc > 2 ? strtoul(argv[2], NULL, 10) : 0;
     if (argc < 4 || worker_count < 1 || worker_count > MAX_THREADS || slot_count < 64 || slot_count > MAX_SLOTS)

@@ -164,11 +164,12 @@ fn after_fork() -> Result<()> {
     target.fork()?;
     let child = target.pid();
     target.go(50_000, 13)?;
-    // What a child opens in the table that it shares is in its own profile when children are followed.
+    // What a child opens in the table that it shares counts as opened in its own profile, and as inherited in this one.
     let without_sharers = |mut books: Books| {
-        books
-            .sites
-            .retain(|(site, _), _| !site.starts_with("site_sharing_child"));
+        let is_shared = |site: &str| site.starts_with("site_sharing_child");
+        for (key, counts) in books.sites.extract_if(.., |(site, _), _| is_shared(site)) {
+            books.inherited.entry(key).or_default().open += counts.open;
+        }
         books
     };
     let of_child = without_sharers(target.tell("books")?);

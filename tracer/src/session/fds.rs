@@ -156,10 +156,18 @@ impl Tracer {
             };
             Ok(open.iter().map(record).collect())
         };
+        let before = records()?;
+        let listing = space.process.as_deref().and_then(listing);
+        // Of a process that has ended the books are the last word.
+        let after = if listing.is_some() {
+            records()?
+        } else {
+            before.clone()
+        };
         Ok(Readings {
-            before: records()?,
-            listing: space.process.as_deref().and_then(listing),
-            after: records()?,
+            before,
+            listing,
+            after,
         })
     }
 

@@ -236,7 +236,11 @@ impl Run<'_> {
                 biased;
                 wish = signals.next() => match wish {
                     Wish::End => break End::Asked,
-                    Wish::Snapshot => self.results.write_numbered(self.tracer.snapshots()),
+                    Wish::Snapshot => {
+                        // Also of those that are not heard of yet; those that have ended get their last word instead.
+                        self.tracer.find_ended();
+                        self.results.write_numbered(self.tracer.snapshots());
+                    }
                 },
                 () = sleep_until(end) => break End::TimeUp,
                 _ = process_end.readable(), if root_lives => {
@@ -256,7 +260,8 @@ impl Run<'_> {
                 () = sleep_until(at(self.tracer.wishes_from())) => self.tracer.accept_wishes(),
                 () = sleep_until(at(self.tracer.ends_due())) => self.tracer.find_ended(),
                 () = sleep_until(next_status) => {
-                    self.line.update(&self.status(&mut trend));
+                    let status = self.status(&mut trend);
+                    self.line.update(&status);
                     next_status += STATUS_PERIOD;
                 }
                 ready = map_events.readable() => {
@@ -297,14 +302,15 @@ impl Run<'_> {
         self.results.write_past(snapshot, past.executed);
     }
 
-    fn status(&self, trend: &mut Trend) -> Status {
+    fn status(&mut self, trend: &mut Trend) -> Status {
         let totals = self.tracer.totals();
+        let traces_heap = classes_of(&self.arguments) & classes::HEAP != 0;
         let elapsed = self.tracer.elapsed();
         Status {
             elapsed,
-            live: Some((totals.live_bytes, totals.live_objects)),
-            open_fds: None,
-            mapped_bytes: None,
+            live: traces_heap.then_some((totals.live_bytes, totals.live_objects)),
+            open_fds: totals.open_fds,
+            mapped_bytes: totals.mapped_bytes,
             change_per_minute: trend.add(elapsed, totals.live_bytes),
             not_recorded: totals.not_recorded,
             is_estimate: self.arguments.sample_bytes.is_some(),

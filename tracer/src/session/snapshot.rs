@@ -18,6 +18,10 @@ pub struct Totals {
     pub live_bytes: u64,
     /// Blocks that live now.
     pub live_objects: u64,
+    /// Descriptors that the processes have open, if they are traced and the kernel counts them.
+    pub open_fds: Option<u64>,
+    /// Bytes that were mapped while tracing and still are, if mappings are traced.
+    pub mapped_bytes: Option<u64>,
     /// Events that could not be recorded.
     pub not_recorded: u64,
 }

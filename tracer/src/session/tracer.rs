@@ -367,13 +367,24 @@ impl Tracer {
         self.history.next_due()
     }
 
-    /// Live bytes, live objects, and events that were not recorded.
-    pub fn totals(&self) -> snapshot::Totals {
-        snapshot::totals(
+    /// What the processes hold now, and events that were not recorded.
+    pub fn totals(&mut self) -> snapshot::Totals {
+        let mut totals = snapshot::totals(
             self.programs.books(),
             self.programs.stack_count(),
             self.spaces.keys().copied(),
-        )
+        );
+        if self.settings.trace(classes::FD) {
+            let processes = self.spaces.values().filter_map(|space| space.process.as_ref());
+            let counts = processes.filter_map(|process| process.descriptor_count());
+            totals.open_fds = counts.reduce(|sum, count| sum + count);
+        }
+        if self.settings.trace(classes::MAPPING) {
+            self.read_map_events();
+            let held = self.mapped.values().map(MappedBooks::mapped_while_tracing);
+            totals.mapped_bytes = Some(held.sum());
+        }
+        totals
     }
 
     /// Reads the books of every address space.

@@ -10,7 +10,8 @@ use memtrace_ebpf::handles::FdKind;
 use procfs::process::FDTarget;
 use rustix::{
     fs::{
-        AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, getxattr, makedev, openat, readlinkat, statx,
+        AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, fstat, getxattr, makedev, openat, readlinkat,
+        statx,
     },
     io::Errno,
 };
@@ -68,6 +69,13 @@ impl Process {
         }
         descriptors.sort_unstable_by_key(|descriptor| descriptor.number);
         Ok(descriptors)
+    }
+
+    /// How many descriptors it has open; `None` if it has ended, or before Linux 6.2 (`fs/proc/fd.c`, `proc_fd_getattr`).
+    pub fn descriptor_count(&self) -> Option<u64> {
+        let links = Links::open(self.anchor()).ok()?;
+        let count = fstat(&links.folder).ok()?.st_size;
+        u64::try_from(count).ok().filter(|&count| count > 0)
     }
 }
 

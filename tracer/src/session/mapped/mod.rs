@@ -305,7 +305,18 @@ impl MappedBooks {
         held
     }
 
+    /// The bytes that a stack mapped and that still are.
+    pub fn mapped_while_tracing(&self) -> u64 {
+        let is_ours = |instance: &&Instance| matches!(instance.account.owner, Owner::Stack(_));
+        self.instances
+            .iter()
+            .filter(is_ours)
+            .map(|instance| instance.held)
+            .sum()
+    }
+
     /// The bytes that are mapped, by the stack that mapped them.
+    #[cfg(test)]
     pub fn held_by_stack(&self) -> HashMap<u32, u64> {
         let mut held = HashMap::new();
         for instance in self.instances.iter() {
