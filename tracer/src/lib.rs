@@ -3,6 +3,7 @@
 //! Data flows one way: `target` → `probe` → `kernel` → `snapshot` → `symbol` → `profile` → `output`.
 
 pub mod cli;
+pub mod go;
 pub mod kernel;
 pub mod output;
 pub mod probe;

@@ -304,7 +304,7 @@ impl Run<'_> {
 
     fn status(&mut self, trend: &mut Trend) -> Status {
         let totals = self.tracer.totals();
-        let traces_heap = classes_of(&self.arguments) & classes::HEAP != 0;
+        let traces_heap = classes_of(self.arguments) & classes::HEAP != 0;
         let elapsed = self.tracer.elapsed();
         Status {
             elapsed,
