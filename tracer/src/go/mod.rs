@@ -5,11 +5,23 @@
 //! change while it is read: whatever can be checked is (hashes, self references, ids before and after), and what does not
 //! pass is counted, never shown. Layouts are those of Go 1.19 and 1.21 to 1.27 on amd64; any other is refused.
 
+mod binary;
+mod build_info;
+mod code;
+mod image;
 mod memory;
+mod module;
+mod pclntab;
+mod variables;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
+pub use binary::GoBinary;
 pub use memory::{Memory, read_u32, read_u64, read_words};
+pub use pclntab::Pclntab;
 
 /// A version of Go, such as 1.24; the patch level changes no layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +38,9 @@ pub enum GoError {
     /// Its layouts are not known, or what is in memory contradicts them.
     #[error("{0}")]
     Layout(String),
+    /// Its file could not be read.
+    #[error("the file of the Go program cannot be read: {0}")]
+    File(#[source] std::io::Error),
     /// Its memory could not be read.
     #[error("the memory of the Go runtime at {address:#x} cannot be read: {source}")]
     Memory {

@@ -206,13 +206,14 @@ fn rank(name: &[u8], local: bool, weak: bool) -> u8 {
 
 /// Positioned reads, so that the file's own offset, which others share, stays as it is.
 #[derive(Debug)]
-struct Pread<'a> {
+pub(crate) struct Pread<'a> {
     file: &'a File,
     at: u64,
 }
 
 impl<'a> Pread<'a> {
-    fn new(file: &'a File) -> Self {
+    /// Reads from the beginning of this file.
+    pub(crate) fn new(file: &'a File) -> Self {
         Self { file, at: 0 }
     }
 }
