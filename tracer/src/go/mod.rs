@@ -5,11 +5,28 @@
 //! change while it is read: whatever can be checked is (hashes, self references, ids before and after), and what does not
 //! pass is counted, never shown. Layouts are those of Go 1.19 and 1.21 to 1.27 on amd64; any other is refused.
 
+mod frames;
+mod goroutines;
+mod heap;
+mod layout;
 mod memory;
+mod rate;
+mod stack;
+#[cfg(test)]
+mod tests;
+mod threads;
+mod wait_reasons;
 
 use std::sync::Arc;
 
-pub use memory::{Memory, read_u32, read_u64, read_words};
+pub use frames::{goroutine_frames, is_system, pprof_frames};
+pub use goroutines::{GoroutineGroup, group, read_goroutines};
+pub use heap::{read_heap, scale};
+pub use layout::{BucketLayout, GLayout, Layout, MLayout};
+pub use memory::{Memory, Piece, read_u32, read_u64, read_words};
+pub use rate::{EnabledRate, RateError};
+pub use stack::FrameSizes;
+pub use threads::read_threads;
 
 /// A version of Go, such as 1.24; the patch level changes no layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
