@@ -5,6 +5,8 @@ use std::io;
 use super::GoError;
 use crate::target::Process;
 
+pub use crate::target::Piece;
+
 /// A target's memory.
 pub trait Memory {
     /// Fills `buffer` from this virtual address.
@@ -12,11 +14,22 @@ pub trait Memory {
     /// # Errors
     /// When not every byte could be read.
     fn read(&self, address: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// Reads many pieces; each says whether it was read.
+    fn read_many(&self, pieces: &mut [Piece<'_>]) {
+        for piece in pieces {
+            piece.is_read = self.read(piece.address, piece.buffer).is_ok();
+        }
+    }
 }
 
 impl Memory for Process {
     fn read(&self, address: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.read_memory(address, buffer)
+    }
+
+    fn read_many(&self, pieces: &mut [Piece<'_>]) {
+        self.read_pieces(pieces);
     }
 }
 

@@ -8,20 +8,34 @@
 mod binary;
 mod build_info;
 mod code;
+mod frames;
+mod goroutines;
+mod heap;
 mod image;
+mod layout;
 mod memory;
 mod module;
 mod pclntab;
-mod variables;
-
+mod rate;
+mod stack;
 #[cfg(test)]
 mod tests;
+mod threads;
+mod variables;
+mod wait_reasons;
 
 use std::sync::Arc;
 
 pub use binary::GoBinary;
-pub use memory::{Memory, read_u32, read_u64, read_words};
+pub use frames::{goroutine_frames, is_system, pprof_frames};
+pub use goroutines::{GoroutineGroup, group, read_goroutines};
+pub use heap::{read_heap, scale};
+pub use layout::{BucketLayout, GLayout, Layout, MLayout};
+pub use memory::{Memory, Piece, read_u32, read_u64, read_words};
 pub use pclntab::Pclntab;
+pub use rate::{EnabledRate, RateError};
+pub use stack::FrameSizes;
+pub use threads::read_threads;
 
 /// A version of Go, such as 1.24; the patch level changes no layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

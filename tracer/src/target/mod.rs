@@ -13,7 +13,7 @@ pub use descriptors::Descriptor;
 pub use mapping::{Backing, Change, Mapping, MappingReader, Mappings};
 pub use memory::Vma;
 pub use pagemap::{Pagemap, Residency};
-pub use process::{Process, ProcessInfo};
+pub use process::{Piece, Process, ProcessInfo};
 pub use sockets::SocketDetails;
 
 /// Why a process cannot be traced.

@@ -19,6 +19,9 @@ use rustix::{
 
 use super::TargetError;
 
+/// How many pieces one call reads (`UIO_MAXIOV`, `include/uapi/linux/uio.h`).
+const MAX_PIECES: usize = 1024;
+
 /// What is known of the target, kept after it is gone.
 #[derive(Clone, Debug, Default)]
 pub struct ProcessInfo {
@@ -28,6 +31,17 @@ pub struct ProcessInfo {
     pub name: String,
     /// The path of the executable, in the target's view.
     pub executable: PathBuf,
+}
+
+/// A piece of memory to read, one of many.
+#[derive(Debug)]
+pub struct Piece<'b> {
+    /// Where it is (virtual address).
+    pub address: u64,
+    /// What to fill.
+    pub buffer: &'b mut [u8],
+    /// Whether all of `buffer` was filled.
+    pub is_read: bool,
 }
 
 /// A living process. The pidfd makes sure that a reused id is never taken for it.
@@ -273,6 +287,59 @@ impl Process {
             ))),
             Err(_) => Err(io::Error::last_os_error()),
         }
+    }
+
+    /// Reads many pieces of the target's memory with few calls, without stopping it. Each piece says whether it was read.
+    pub fn read_pieces(&self, pieces: &mut [Piece<'_>]) {
+        for piece in &mut *pieces {
+            piece.is_read = false;
+        }
+        let mut rest = pieces;
+        while !rest.is_empty() {
+            let count = rest.len().min(MAX_PIECES);
+            let Ok(whole) = self.read_first_pieces(&mut rest[..count]) else {
+                return;
+            };
+            for piece in &mut rest[..whole] {
+                piece.is_read = true;
+            }
+            // The kernel stops at a piece it cannot read; the ones behind it are still to be asked for.
+            let done = if whole < count { whole + 1 } else { whole };
+            rest = &mut rest[done..];
+        }
+    }
+
+    /// Reads up to the first piece that cannot be read, and gives the number of those before it.
+    fn read_first_pieces(&self, pieces: &mut [Piece<'_>]) -> io::Result<usize> {
+        let remote: Vec<libc::iovec> = pieces
+            .iter()
+            .map(|piece| libc::iovec {
+                iov_base: piece.address as *mut libc::c_void,
+                iov_len: piece.buffer.len(),
+            })
+            .collect();
+        let local: Vec<libc::iovec> = pieces
+            .iter_mut()
+            .map(|piece| libc::iovec {
+                iov_base: piece.buffer.as_mut_ptr().cast(),
+                iov_len: piece.buffer.len(),
+            })
+            .collect();
+        let count = pieces.len() as libc::c_ulong;
+        // SAFETY: `local` describes the buffers, which the kernel fills; `remote` is only checked against the target.
+        let read = unsafe {
+            libc::process_vm_readv(self.anchor() as i32, local.as_ptr(), count, remote.as_ptr(), count, 0)
+        };
+        let Ok(mut left) = usize::try_from(read) else {
+            let error = io::Error::last_os_error();
+            return if error.raw_os_error() == Some(libc::EFAULT) { Ok(0) } else { Err(error) };
+        };
+        let is_whole = |piece: &&Piece<'_>| {
+            let is_whole = piece.buffer.len() <= left;
+            left = left.saturating_sub(piece.buffer.len());
+            is_whole
+        };
+        Ok(pieces.iter().take_while(is_whole).count())
     }
 }
 
