@@ -122,7 +122,9 @@ pub fn group(goroutines: &[Goroutine]) -> Vec<GoroutineGroup> {
 fn read_pointers(memory: &dyn Memory, allgs: u64) -> Result<Vec<u64>, GoError> {
     for _ in 0..ATTEMPTS {
         let slice = read_words(memory, allgs, 3)?;
-        let [array, length, capacity] = slice[..] else { break };
+        let [array, length, capacity] = slice[..] else {
+            break;
+        };
         if length == 0 || length > capacity || length > MAX_GOROUTINES {
             break;
         }
@@ -132,7 +134,9 @@ fn read_pointers(memory: &dyn Memory, allgs: u64) -> Result<Vec<u64>, GoError> {
             return pointers;
         }
     }
-    Err(GoError::Layout("runtime.allgs is no list of goroutines".to_owned()))
+    Err(GoError::Layout(
+        "runtime.allgs is no list of goroutines".to_owned(),
+    ))
 }
 
 /// What is read of a `g`.
@@ -357,7 +361,9 @@ impl Reader<'_> {
             return 0;
         }
         *self.threads.entry(m).or_insert_with(|| {
-            let id = m.checked_add(procid).and_then(|procid| read_u64(memory, procid).ok());
+            let id = m
+                .checked_add(procid)
+                .and_then(|procid| read_u64(memory, procid).ok());
             id.and_then(|id| u32::try_from(id).ok()).unwrap_or(0)
         })
     }

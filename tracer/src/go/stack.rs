@@ -123,7 +123,11 @@ impl<'s> Unwinder<'s> {
     /// caller of a function that was interrupted before it saved the frame pointer.
     pub(super) fn walk(&mut self, registers: Registers, window: &mut Window<'_>) -> Stack {
         let mut stack = Stack::default();
-        let Registers { mut sp, mut pc, mut bp } = registers;
+        let Registers {
+            mut sp,
+            mut pc,
+            mut bp,
+        } = registers;
         while pc != 0 && stack.frames.len() < MAX_FRAMES {
             stack.frames.push(pc);
             let place = self.place(pc);

@@ -60,7 +60,11 @@ pub fn read_threads(
 }
 
 /// Reads every `m`.
-pub(super) fn read_machines(memory: &dyn Memory, layout: &Layout, allm: u64) -> Result<Vec<Machine>, GoError> {
+pub(super) fn read_machines(
+    memory: &dyn Memory,
+    layout: &Layout,
+    allm: u64,
+) -> Result<Vec<Machine>, GoError> {
     for _ in 1..ATTEMPTS {
         if let Ok(machines) = walk(memory, layout, allm) {
             return Ok(machines);
@@ -148,5 +152,7 @@ fn word(bytes: &[u8], offset: u64) -> u64 {
 
 fn contradiction(layout: &Layout) -> GoError {
     let Version { major, minor } = layout.version;
-    GoError::Layout(format!("the threads do not look like those of Go {major}.{minor}"))
+    GoError::Layout(format!(
+        "the threads do not look like those of Go {major}.{minor}"
+    ))
 }
