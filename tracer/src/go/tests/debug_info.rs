@@ -3,8 +3,8 @@
 use std::{borrow::Cow, collections::HashMap, fs, path::Path, sync::Arc};
 
 use gimli::{
-    AttributeValue, BaseAddresses, CfaRule, CieOrFde, DebugFrame, Dwarf, EndianArcSlice, FrameDescriptionEntry,
-    LittleEndian, UnwindContext, UnwindSection as _,
+    AttributeValue, BaseAddresses, CfaRule, CieOrFde, DebugFrame, Dwarf, EndianArcSlice,
+    FrameDescriptionEntry, LittleEndian, UnwindContext, UnwindSection as _,
 };
 use object::{Object as _, ObjectSection as _};
 
@@ -84,6 +84,11 @@ impl FrameSizes for DebugFrames<'_> {
         let symbol = self.symbols.containing(entry);
         symbol.is_some_and(|(_, name)| OUTERMOST.contains(&name))
     }
+
+    fn is_injected(&self, entry: u64) -> bool {
+        let symbol = self.symbols.containing(entry);
+        symbol.is_some_and(|(_, name)| matches!(name, "runtime.sigpanic" | "runtime.asyncPreempt"))
+    }
 }
 
 /// The fields of these structures by `.debug_info`, as `structure.field`, and their sizes as `structure`.
@@ -102,7 +107,12 @@ pub(super) fn fields(path: &Path, structures: &[&str]) -> HashMap<String, u64> {
                 .attr_value(gimli::DW_AT_name)
                 .and_then(|name| dwarf.attr_string(&unit, name).ok())
                 .map(|name| String::from_utf8_lossy(&name).into_owned());
-            let number = |attribute| entry.attr_value(attribute).as_ref().and_then(AttributeValue::udata_value);
+            let number = |attribute| {
+                entry
+                    .attr_value(attribute)
+                    .as_ref()
+                    .and_then(AttributeValue::udata_value)
+            };
             match (entry.tag(), name) {
                 (gimli::DW_TAG_structure_type, Some(name)) => {
                     structure.clear();

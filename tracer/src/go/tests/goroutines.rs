@@ -10,47 +10,66 @@ use crate::go::{
     FrameSizes, GoError, GoStatus, Goroutine, Goroutines, Layout, Version, group, is_system, read_goroutines,
 };
 
+/// Methods that the compiler made, which `runtime/pprof` leaves out.
+const WRAPPERS: [&str; 2] = ["main.outer.wait", "main.(*outer).wait"];
+
 /// A goroutine as `runtime/pprof` writes it with `debug=2`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Traced {
     id: u64,
     reason: String,
     is_locked: bool,
-    /// Program counters up to where the runtime cut the stack, and behind that.
-    stack: [Vec<u64>; 2],
     created_at: u64,
 }
 
-fn parse(text: &str, symbols: &Symbols) -> Vec<Traced> {
-    let blocks = text.split("\n\n").filter(|block| block.contains("goroutine "));
-    blocks.filter_map(|block| parse_one(block.trim(), symbols)).collect()
-}
-
-fn parse_one(block: &str, symbols: &Symbols) -> Option<Traced> {
-    let mut lines = block.lines();
-    let head = lines.next()?.strip_prefix("goroutine ")?;
-    let (id, rest) = head.split_once(' ')?;
-    let state = rest.split_once('[')?.1.trim_end_matches(['\n', ':']).trim_end_matches(']');
-    let mut traced = Traced {
+fn parse_traced(block: &str, symbols: &Symbols) -> Option<Traced> {
+    let (id, rest) = block.trim().strip_prefix("goroutine ")?.split_once(' ')?;
+    let state = rest.split_once('[')?.1.split_once("]:")?.0;
+    let created_at = || {
+        let (name, place) = block.split_once("created by ")?.1.split_once('\n')?;
+        let entry = symbols.address(name.split(" in goroutine").next()?)?;
+        let (_, offset) = place.split_once(" +0x")?;
+        Some(entry + u64::from_str_radix(offset.trim(), 16).ok()?)
+    };
+    Some(Traced {
         id: id.parse().ok()?,
         reason: state.split(", ").next()?.to_owned(),
         is_locked: state.contains("locked to thread"),
-        ..Traced::default()
-    };
-    let (mut part, mut creator) = (0, None);
-    for line in lines {
-        let hex = |text: &str| u64::from_str_radix(text, 16).ok();
-        if line.contains("frames elided") {
-            part = 1;
-        } else if let Some(name) = line.strip_prefix("created by ") {
-            creator = symbols.address(name.split(" in goroutine").next()?);
-        } else if let (Some(creator), Some((_, offset))) = (creator, line.split_once(" +0x")) {
-            traced.created_at = creator + hex(offset)?;
-        } else if let Some((_, pc)) = line.split_once(" pc=0x") {
-            traced.stack[part].push(hex(pc)?);
+        created_at: created_at().unwrap_or(0),
+    })
+}
+
+/// Stacks as `runtime/pprof` writes them with `debug=1`, with how many goroutines have them. Inlined calls have entries of
+/// their own.
+fn parse_stacks(text: &str) -> Vec<(usize, Vec<u64>)> {
+    let lines = text.lines().filter_map(|line| {
+        let (count, stack) = line.split_once(" @ ")?;
+        let stack = stack.split_whitespace().filter_map(|pc| pc.strip_prefix("0x"));
+        let stack = stack.filter_map(|pc| u64::from_str_radix(pc, 16).ok());
+        Some((count.parse().ok()?, stack.collect()))
+    });
+    lines.collect()
+}
+
+/// Whether these are the same calls, but for inlined ones, wrappers, and what is deeper than the runtime shows.
+fn is_same_stack(target: &Target, physical: &[u64], shown: &[u64]) -> bool {
+    let symbol = |pc: u64| target.symbols.containing(pc - 1);
+    let is_wrapper = |pc: &u64| symbol(*pc).is_some_and(|(_, name)| WRAPPERS.contains(&name));
+    let mut rest = shown;
+    let mut calls = physical.iter().filter(|pc| !is_wrapper(pc)).peekable();
+    while let Some(&pc) = calls.next() {
+        match rest.split_first() {
+            Some((&first, behind)) if first == pc => rest = behind,
+            None => return shown.len() >= target.layout.profile_depth,
+            Some(_) => return false,
         }
+        // What was inlined has its entry before the function it is inlined in.
+        let next = calls.peek().copied();
+        let is_inlined = |other: u64| Some(&other) != next && symbol(other) == symbol(pc);
+        let inlined = rest.iter().take_while(|&&other| is_inlined(other)).count();
+        rest = &rest[inlined..];
     }
-    Some(traced)
+    rest.is_empty()
 }
 
 fn read(target: &Target, sizes: &dyn FrameSizes) -> Goroutines {
@@ -68,49 +87,72 @@ fn state(goroutine: &Goroutine) -> &str {
     }
 }
 
-fn compare(target: &Target, goroutine: &Goroutine, traced: &Traced) {
-    let named = |stack: &[u64]| -> Vec<String> {
-        let name = |pc: &u64| target.symbols.containing(*pc).map_or("?", |(_, name)| name).to_owned();
-        stack.iter().map(name).collect()
+/// The goroutines that `runtime/pprof` counts.
+fn own(target: &Target, found: Goroutines) -> Vec<Goroutine> {
+    let name = |pc: u64| target.symbols.containing(pc).map_or("", |(_, name)| name);
+    let is_own = |goroutine: &Goroutine| {
+        let runs_user_code = goroutine
+            .stack
+            .iter()
+            .any(|&pc| !name(pc).starts_with("runtime."));
+        !is_system(name(goroutine.start), runs_user_code, target.version)
     };
-    let context = format!("{:?} {traced:?}\n{goroutine:?}\n{:#?}", target.version, named(&goroutine.stack));
-    assert_eq!(state(goroutine), traced.reason, "{context}");
-    assert_eq!(goroutine.is_locked, traced.is_locked, "{context}");
-    assert_eq!(goroutine.created_at, traced.created_at, "{context}");
-    let [inner, outer] = &traced.stack;
-    if outer.is_empty() && inner.len() < 100 {
-        assert_eq!(&goroutine.stack, inner, "{context}");
-        assert!(goroutine.is_complete, "{context}");
-    } else {
-        assert!(goroutine.stack.starts_with(inner), "{context}");
-    }
+    found.all.into_iter().filter(is_own).collect()
 }
 
 #[test]
 fn stacks_are_those_of_the_target() {
     for_each("target", &[], |target| {
         target.ask("park");
-        let text = target.ask("goroutine");
-        let symbols = &target.symbols;
-        let sizes = DebugFrames::read(symbols);
-        let traced: HashMap<u64, Traced> = parse(&text, symbols).into_iter().map(|one| (one.id, one)).collect();
-        assert!(traced.len() > 48, "{}", traced.len());
+        let mut shown = parse_stacks(&target.ask("stacks"));
+        let sizes = DebugFrames::read(&target.symbols);
         let found = read(target, &sizes);
         assert_eq!(found.torn, 0);
-        let ids = |all: Vec<u64>| {
-            let mut all = all;
-            all.sort_unstable();
-            all
-        };
-        assert_eq!(
-            ids(found.all.iter().map(|goroutine| goroutine.id).collect()),
-            ids(traced.keys().copied().collect()),
-            "{:?}",
-            target.version
+        let main = target.symbols.address("main.main");
+        let serves = |pc: &u64| target.symbols.containing(*pc).map(|(begin, _)| begin) == main;
+        shown.retain(|(_, stack)| !stack.iter().any(serves));
+        // The first one answered.
+        let mut own = own(target, found);
+        own.retain(|goroutine| goroutine.id != 1);
+        assert!(own.len() >= 48);
+        assert_eq!(own.len(), shown.iter().map(|(count, _)| count).sum::<usize>());
+        for (count, stack) in shown {
+            let same = own
+                .iter()
+                .filter(|one| is_same_stack(target, &one.stack, &stack))
+                .count();
+            assert_eq!(same, count, "{:?}: {stack:x?}\n{own:#x?}", target.version);
+        }
+        assert!(
+            own.iter()
+                .all(|goroutine| goroutine.is_complete || goroutine.stack.len() == 256)
         );
-        // The first one wrote the text.
-        for goroutine in found.all.iter().filter(|goroutine| goroutine.id != 1) {
-            compare(target, goroutine, &traced[&goroutine.id]);
+    });
+}
+
+#[test]
+fn states_and_origins_are_those_of_the_target() {
+    for_each("target", &[], |target| {
+        target.ask("park");
+        let text = target.ask("goroutine");
+        let blocks = text
+            .split("\n\n")
+            .filter_map(|block| parse_traced(block, &target.symbols));
+        let traced: HashMap<u64, Traced> = blocks.map(|one| (one.id, one)).collect();
+        let sizes = DebugFrames::read(&target.symbols);
+        let own = own(target, read(target, &sizes));
+        assert_eq!(own.len(), traced.len(), "{:?}", target.version);
+        for goroutine in own.iter().filter(|goroutine| goroutine.id != 1) {
+            let traced = &traced[&goroutine.id];
+            let context = format!("{:?} {traced:?}\n{goroutine:?}", target.version);
+            assert_eq!(state(goroutine), traced.reason, "{context}");
+            assert_eq!(goroutine.is_locked, traced.is_locked, "{context}");
+            assert_eq!(
+                goroutine.is_locked,
+                goroutine.thread != 0 && goroutine.status == GoStatus::Waiting,
+                "{context}"
+            );
+            assert_eq!(goroutine.created_at, traced.created_at, "{context}");
         }
     });
 }
@@ -122,12 +164,7 @@ fn as_many_are_the_programs_own_as_it_counts() {
         let count: usize = target.ask("count").trim().parse().expect("a number");
         let sizes = DebugFrames::read(&target.symbols);
         let found = read(target, &sizes);
-        let name = |pc: u64| target.symbols.containing(pc).map_or("", |(_, name)| name);
-        let own = found.all.iter().filter(|goroutine| {
-            let runs_user_code = goroutine.stack.iter().any(|&pc| !name(pc).starts_with("runtime."));
-            !is_system(name(goroutine.start), runs_user_code, target.version)
-        });
-        assert_eq!(own.count(), count, "{:?}", target.version);
+        assert_eq!(own(target, found).len(), count, "{:?}", target.version);
     });
 }
 
@@ -138,7 +175,10 @@ fn groups_hold_those_that_do_the_same() {
         let sizes = DebugFrames::read(&target.symbols);
         let found = read(target, &sizes);
         let groups = group(&found.all);
-        assert_eq!(groups.iter().map(|group| group.ids.len()).sum::<usize>(), found.all.len());
+        assert_eq!(
+            groups.iter().map(|group| group.ids.len()).sum::<usize>(),
+            found.all.len()
+        );
         let threes = groups.iter().filter(|group| group.ids.len() == 3).count();
         assert!(threes >= 14, "{groups:#?}");
     });
@@ -169,9 +209,11 @@ fn frame_pointers_lead_the_same_way() {
         let by_size = read(target, &sizes).all;
         let by_pointer = read(target, &Unknown).all;
         assert_eq!(by_size.len(), by_pointer.len());
+        let sigpanic = target.symbols.address("runtime.sigpanic");
+        let is_sigpanic = |pc: &u64| target.symbols.containing(*pc).map(|(begin, _)| begin) == sigpanic;
         for (by_size, by_pointer) in by_size.iter().zip(&by_pointer) {
-            // Before 1.23, a system call saves no frame pointer.
-            if by_size.status == GoStatus::Waiting {
+            // Before 1.23, a system call saves no frame pointer; and which code was interrupted is not known.
+            if by_size.status == GoStatus::Waiting && !by_size.stack.iter().any(is_sigpanic) {
                 assert_eq!(by_size, by_pointer, "{:?}", target.version);
             }
         }

@@ -46,6 +46,7 @@ fn every_offset_is_that_of_the_debug_information() {
             (g.gopc, at("g.gopc")),
             (g.startpc, at("g.startpc")),
             (m.g0, at("m.g0")),
+            (m.id, at("m.id")),
             (m.procid, at("m.procid")),
             (m.curg, at("m.curg")),
             (m.incgo, at("m.incgo")),

@@ -44,7 +44,9 @@ fn what_the_target_set_itself_is_kept() {
     for_each("unprofiled", &[26], |target| {
         let (process, address) = (Arc::clone(&target.process), address(target));
         let mut enabled = EnabledRate::enable(Arc::clone(&process), address, 4096).expect("a rate of 0");
-        let other = std::fs::OpenOptions::new().write(true).open(format!("/proc/{}/mem", process.pid()));
+        let other = std::fs::OpenOptions::new()
+            .write(true)
+            .open(format!("/proc/{}/mem", process.pid()));
         let other = other.expect("the target is ours");
         std::os::unix::fs::FileExt::write_all_at(&other, &8192_u64.to_le_bytes(), address).expect("writable");
         enabled.restore().expect("nothing to restore");

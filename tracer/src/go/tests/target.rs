@@ -45,7 +45,10 @@ pub(super) fn for_each(name: &str, minors: &[u32], test: impl Fn(&mut Target)) {
 /// The program of this name, built once by this version.
 pub(super) fn built(name: &str, minor: u32, toolchain: &str) -> Option<PathBuf> {
     static BUILT: OnceLock<Mutex<Vec<(String, PathBuf)>>> = OnceLock::new();
-    let mut built = BUILT.get_or_init(Mutex::default).lock().expect("no test panicked");
+    let mut built = BUILT
+        .get_or_init(Mutex::default)
+        .lock()
+        .expect("no test panicked");
     let key = format!("{name}-1.{minor}");
     if let Some((_, path)) = built.iter().find(|(other, _)| *other == key) {
         return Some(path.clone());
@@ -88,7 +91,6 @@ pub(super) struct Target {
 impl Target {
     fn start(program: &Path, minor: u32) -> Self {
         let mut child = Command::new(program)
-            .env("GOTRACEBACK", "system")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -9,10 +9,17 @@ use crate::go::{GoError, GoThread, Layout, ThreadHold, Version, read_threads};
 fn ids_are_those_of_the_kernel() {
     for_each("target", &[], |target| {
         target.ask("park");
-        let threads = read_threads(&*target.process, target.layout, &target.variables);
-        let threads = threads.expect("readable threads");
-        let ids: BTreeSet<u32> = threads.iter().map(|thread| thread.id).collect();
-        let expected: BTreeSet<u32> = target.process.threads().iter().map(|id| id.get()).collect();
+        let (threads, ids, expected) = (0..50)
+            .map(|_| {
+                let threads = read_threads(&*target.process, target.layout, &target.variables);
+                let threads = threads.expect("readable threads");
+                let ids: BTreeSet<u32> = threads.iter().map(|thread| thread.id).collect();
+                let expected: BTreeSet<u32> = target.process.threads().iter().map(|id| id.get()).collect();
+                (threads, ids, expected)
+            })
+            // A thread that is being made has no id yet.
+            .find(|(_, ids, _)| !ids.contains(&0))
+            .expect("all threads are made");
         assert_eq!(ids, expected, "{:?}", target.version);
         let held = |hold: ThreadHold| -> Vec<&GoThread> {
             threads.iter().filter(|thread| thread.hold == hold).collect()
