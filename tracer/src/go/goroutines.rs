@@ -41,8 +41,9 @@ mod state {
     pub const DEAD_EXTRA: u32 = 11;
 }
 
-/// Reads the goroutines, oldest first. Stacks end with the outermost function, such as `runtime.goexit`, and have 256 frames at
-/// most, which is more than `runtime/pprof` shows.
+/// Reads the goroutines, in the order of `allgs`. Stacks end with the outermost function, such as `runtime.goexit`, and have 256
+/// frames at most, which is more than `runtime/pprof` shows. Every address is to be looked up one byte before it, as return
+/// addresses are: where an instruction was interrupted, or is yet to be executed, one is added to its address.
 ///
 /// # Errors
 /// [`GoError::Layout`] when `allgs` is not known, or when what is there contradicts the layout; [`GoError::Memory`].

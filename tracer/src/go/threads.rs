@@ -76,6 +76,7 @@ pub(super) fn read_machines(
 fn walk(memory: &dyn Memory, layout: &Layout, allm: u64) -> Result<Vec<Machine>, GoError> {
     let mut machines = Vec::new();
     let mut seen = HashSet::new();
+    let mut is_first_last = false;
     let mut address = read_u64(memory, allm)?;
     while address != 0 {
         if seen.len() >= MAX_THREADS || !seen.insert(address) {
@@ -93,10 +94,11 @@ fn walk(memory: &dyn Memory, layout: &Layout, allm: u64) -> Result<Vec<Machine>,
             return Err(contradiction(layout));
         }
         machines.push(parse(&layout.m, address, id as u32, &head));
+        is_first_last = word(&head, layout.m.id) == 0 && id != 0;
         address = word(&head, layout.m.alllink);
     }
-    // The first thread is never taken off the list.
-    if machines.is_empty() {
+    // The first thread is at the end, and is never taken off the list (`mexit` in `src/runtime/proc.go`).
+    if !is_first_last {
         return Err(contradiction(layout));
     }
     Ok(machines)

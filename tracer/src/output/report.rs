@@ -198,10 +198,8 @@ impl<W: Write> Report<'_, W> {
         let origin = |subject| comments::origin(&self.snapshot.origin, subject);
         let go = self.snapshot.go.as_ref();
         if let Some(heap) = go.and_then(|go| go.heap.as_ref()) {
-            return match heap.rate {
-                0 => Vec::new(),
-                _ => vec![origin(Subject::GoHeap)],
-            };
+            let from_before = heap.is_from_before().then(|| origin(Subject::GoHeap));
+            return from_before.into_iter().collect();
         }
         if self.snapshot.heap {
             let mut limits = vec![origin(Subject::Heap)];

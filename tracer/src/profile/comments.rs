@@ -72,6 +72,9 @@ pub(super) fn holdings(snapshot: &Snapshot, subject: Subject, holdings: &Holding
 /// The comments of the heap profile of a Go runtime, one a line.
 pub(super) fn go_heap(snapshot: &Snapshot, go: &GoState) -> Vec<String> {
     let mut lines = head(snapshot, Subject::GoHeap);
+    if go.heap.as_ref().is_none_or(|heap| !heap.is_from_before()) {
+        lines.pop();
+    }
     let Some(heap) = &go.heap else {
         lines.push("empty values mean that memtrace could not look".to_owned());
         lines.extend(notes_and_losses(&go.notes, &[]));

@@ -66,6 +66,13 @@ pub struct GoHeapState {
     pub torn: u64,
 }
 
+impl GoHeapState {
+    /// Whether the values are of what was allocated before memtrace attached, too.
+    pub fn is_from_before(&self) -> bool {
+        self.rate > 0 && !self.is_enabled_by_us
+    }
+}
+
 /// What [`GoroutineGroup::wait`] is of goroutines that run: their stacks cannot be read.
 pub const RUNNING: &str = "running";
 

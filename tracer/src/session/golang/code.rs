@@ -21,6 +21,9 @@ const OUTERMOST: [&str; 8] = [
     "runtime.sigreturn",
 ];
 
+/// Functions that are put on the stack where code was interrupted (`isInjectedCall` in `src/runtime/traceback.go`).
+const INJECTED: [&str; 3] = ["runtime.sigpanic", "runtime.asyncPreempt", "runtime.debugCallV2"];
+
 /// The program's code at its place in the process.
 #[derive(Debug)]
 pub struct Code {
@@ -41,6 +44,11 @@ impl FrameSizes for Code {
     fn is_outermost(&self, entry: u64) -> bool {
         let frame = self.table.innermost(entry.wrapping_sub(self.bias));
         frame.is_some_and(|frame| OUTERMOST.contains(&&*frame.function))
+    }
+
+    fn is_injected(&self, entry: u64) -> bool {
+        let frame = self.table.innermost(entry.wrapping_sub(self.bias));
+        frame.is_some_and(|frame| INJECTED.contains(&&*frame.function))
     }
 }
 
