@@ -316,6 +316,15 @@ pub struct Offsets {
     pub request_opcode: u32,
     /// `io_close.fd`, of a request that closes.
     pub close_fd: u32,
+    /// `io_close.file_slot`, `io_open.file_slot`, `io_accept.file_slot` and `io_socket.file_slot` (`io_uring/openclose.c`,
+    /// `io_uring/net.c`): not 0 for a slot of the ring's own table, which is no descriptor.
+    pub close_slot: u32,
+    /// See [`Offsets::close_slot`].
+    pub open_slot: u32,
+    /// See [`Offsets::close_slot`].
+    pub accept_slot: u32,
+    /// See [`Offsets::close_slot`].
+    pub socket_slot: u32,
     /// `vm_area_struct.vm_start`.
     pub vma_start: u32,
     /// `vm_area_struct.vm_end`.

@@ -68,7 +68,19 @@ fn done(ctx: &RawTracePointContext, request: u64, result: i32) -> i32 {
     // SAFETY: the helper checks the address.
     let operation = unsafe { bpf_probe_read_kernel(field(offsets.request_opcode) as *const u8) };
     let table = fds::table_of(&member, tid);
-    match operation.unwrap_or(0) {
+    let operation = operation.unwrap_or(0);
+    let slot = match operation {
+        CLOSE => offsets.close_slot,
+        OPENAT | OPENAT2 => offsets.open_slot,
+        ACCEPT => offsets.accept_slot,
+        SOCKET => offsets.socket_slot,
+        _ => 0,
+    };
+    // SAFETY: as above.
+    if slot != 0 && unsafe { bpf_probe_read_kernel(field(slot) as *const u32) } != Ok(0) {
+        return 0;
+    }
+    match operation {
         CLOSE => {
             // SAFETY: as above.
             let closed = unsafe { bpf_probe_read_kernel(field(offsets.close_fd) as *const i32) };
@@ -86,7 +98,7 @@ fn done(ctx: &RawTracePointContext, request: u64, result: i32) -> i32 {
         table,
         number: result,
     };
-    // The result may be a slot of the ring's own table: then the number is not open, or was before.
+    // Where the slot is not known, the result may be one: then the number is not open, or was before.
     if table == fds::NO_TABLE || maps::FDS.get_ptr(&key).is_some() || !files::is_open(number) {
         return 0;
     }
