@@ -152,26 +152,6 @@ pub fn rust_allocators(feature: &str) -> Result<PathBuf> {
     Ok(directory.join("release/rust_allocators"))
 }
 
-/// The Go program from `tests/targets/NAME/`, built by the Go compiler at `go`.
-pub fn go_program(go: &Path, name: &str) -> Result<PathBuf> {
-    let cache = cache_directory()?.join("go");
-    let built = cache.join(name);
-    let mut command = Command::new(go);
-    command
-        .args(["build", "-buildvcs=false", "-o"])
-        .arg(&built)
-        .arg(".")
-        .current_dir(target_sources().join(name))
-        .env("GOCACHE", cache.join("cache"))
-        .env("CGO_ENABLED", "0")
-        .env("GOTOOLCHAIN", "local");
-    let output = command.output().context("running go")?;
-    if !output.status.success() {
-        bail!("{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(built)
-}
-
 /// Builds a C program of that name as most software is built, and gives its path as text.
 pub fn program(name: &str) -> Result<String> {
     let path = Build::c(name).flags(NO_FRAME_POINTERS).path()?;

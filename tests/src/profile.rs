@@ -12,7 +12,7 @@ use memtrace::profile::{INHERITED, decode_gz, proto as pprof};
 use crate::Result;
 
 /// The four values of a heap sample, in the order that pprof's viewers expect.
-const SAMPLE_TYPES: [(&str, &str); 4] = [
+pub const SAMPLE_TYPES: [(&str, &str); 4] = [
     ("alloc_objects", "count"),
     ("alloc_space", "bytes"),
     ("inuse_objects", "count"),
@@ -190,6 +190,8 @@ pub struct Samples {
     pub default_sample_type: String,
     /// As [`Heap::period`].
     pub period: i64,
+    /// What the period counts, and in which unit.
+    pub period_type: (String, String),
     /// As [`Heap::time_nanos`].
     pub time_nanos: i64,
     /// As [`Heap::duration_nanos`].
@@ -237,6 +239,10 @@ impl Samples {
             comments,
             default_sample_type: strings.get(profile.default_sample_type)?,
             period: profile.period,
+            period_type: match &profile.period_type {
+                Some(period_type) => strings.value_type(period_type)?,
+                None => <(String, String)>::default(),
+            },
             time_nanos: profile.time_nanos,
             duration_nanos: profile.duration_nanos,
         })
@@ -312,10 +318,15 @@ impl Strings<'_> {
             .clone())
     }
 
+    /// Its name and its unit.
+    fn value_type(&self, value_type: &pprof::ValueType) -> Result<(String, String)> {
+        Ok((self.get(value_type.r#type)?, self.get(value_type.unit)?))
+    }
+
     fn check_sample_types(&self, types: &[pprof::ValueType], expected: &[(&str, &str)]) -> Result<()> {
         let mut found = Vec::new();
         for value_type in types {
-            found.push((self.get(value_type.r#type)?, self.get(value_type.unit)?));
+            found.push(self.value_type(value_type)?);
         }
         if !found
             .iter()

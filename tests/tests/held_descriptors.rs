@@ -14,6 +14,7 @@ use memtrace_tests::{
     child::{Child, PATIENCE},
     compile,
     fd_profile::{BEFORE_TRACING, Counts, Fds, UNTRACED_CALL},
+    go_build::{GoProgram, Toolchain, Variant},
     net, serial,
     servers::{Nginx, Postgres, PostgresSession, start_redis},
     skip,
@@ -225,11 +226,12 @@ fn go_that_leaks_files() -> Result<()> {
     if !skip::can_trace() {
         return Ok(());
     }
-    let Some(go) = skip::installed(&["go"]) else {
+    let Some(go) = Toolchain::installed()? else {
         return Ok(());
     };
     let _turn = serial::turn()?;
-    let mut server = Child::spawn(&mut Command::new(compile::go_program(&go, "leaking_files")?))?;
+    let program = GoProgram::new("leaking_files").path(&go, Variant::Default)?;
+    let mut server = Child::spawn(&mut Command::new(program))?;
     let address = server.stdout.expect("listening ", PATIENCE)?.parse()?;
     // What the runtime opens when it is first needed, it opens now.
     request(address)?;

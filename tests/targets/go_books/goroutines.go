@@ -151,6 +151,8 @@ func (b *byValue) wait() {
 }
 
 // Goroutines that goroutines make.
+//
+//go:noinline
 func parkNested(depth int) {
 	go func() {
 		if depth > 0 {

@@ -1,6 +1,6 @@
 // A program that prints the runtime's own books: its heap and its goroutines, as runtime/pprof writes them with debug=1.
 //
-// It answers lines on its stdin: `books` collects garbage twice and prints both profiles; `more` allocates blocks that no
+// It answers lines on its stdin: `books` collects garbage twice and prints both, and then each goroutine (debug=2); `more` allocates blocks that no
 // collection has seen; `native` allocates in C, when it is built with cgo; `stress MS` allocates and collects for so long,
 // in many goroutines; `exit` ends it. With the argument `default` it keeps the default rate of the heap profile.
 package main
@@ -14,6 +14,7 @@ import (
 	"runtime/pprof"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // A small rate makes many buckets. It is set before other packages' variables of this program allocate.
@@ -28,6 +29,7 @@ func setRate() bool {
 }
 
 func main() {
+	takeUpRate()
 	// A collection of its own accord would publish what was allocated since the books were printed.
 	debug.SetGCPercent(-1)
 	allocate()
@@ -37,6 +39,26 @@ func main() {
 	fmt.Println("ready", os.Getpid())
 	serve()
 }
+
+// The runtime draws the distance to the next sample at the sample before, on each processor: the first ones are still drawn
+// for the default rate, 512 KiB.
+func takeUpRate() {
+	done := make(chan bool)
+	for processor := 0; processor < runtime.GOMAXPROCS(0); processor++ {
+		go func() {
+			for n := 0; n < 200; n++ {
+				largest = make([]byte, 64<<10)
+				time.Sleep(time.Microsecond)
+			}
+			done <- true
+		}()
+	}
+	for processor := 0; processor < runtime.GOMAXPROCS(0); processor++ {
+		<-done
+	}
+}
+
+var largest []byte
 
 // The tests leave out what goes through here: this goroutine prints at one time and reads at another.
 func serve() {
@@ -60,15 +82,17 @@ func serve() {
 	}
 }
 
+func print(profile string, detail int) {
+	if err := pprof.Lookup(profile).WriteTo(os.Stdout, detail); err != nil {
+		panic(err)
+	}
+	fmt.Println("end")
+}
+
 func books() {
 	runtime.GC()
 	runtime.GC()
-	if err := pprof.Lookup("heap").WriteTo(os.Stdout, 1); err != nil {
-		panic(err)
-	}
-	fmt.Println("end")
-	if err := pprof.Lookup("goroutine").WriteTo(os.Stdout, 1); err != nil {
-		panic(err)
-	}
-	fmt.Println("end")
+	print("heap", 1)
+	print("goroutine", 1)
+	print("goroutine", 2)
 }

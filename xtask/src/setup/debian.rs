@@ -13,7 +13,7 @@ use crate::process;
 
 /// What the end-to-end tests use: what shows that it is there, and the package that brings it. A path is a file that must
 /// exist; a name is a program that may be anywhere on `PATH`, because many have a newer one than Debian's.
-const TEST_PROGRAMS: [(&str, &str); 17] = [
+const TEST_PROGRAMS: [(&str, &str); 18] = [
     ("/usr/bin/gdb", "gdb"),
     ("/usr/sbin/bpftool", "bpftool"),
     ("/usr/bin/redis-server", "redis-server"),
@@ -23,6 +23,8 @@ const TEST_PROGRAMS: [(&str, &str); 17] = [
     ("/usr/lib/postgresql/15/bin/postgres", "postgresql-15"),
     ("/usr/bin/python3", "python3"),
     ("go", "golang-go"),
+    // The oldest Go whose programs are read, beside whatever `go` is.
+    ("/usr/lib/go-1.19/bin/go", "golang-1.19-go"),
     ("/usr/bin/objdump", "binutils"),
     ("/usr/bin/musl-gcc", "musl-tools"),
     ("/usr/bin/g++", "g++"),

@@ -1,0 +1,373 @@
+//! Go programs: memtrace's profiles of the heap and of the goroutines against what the programs themselves print.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    process::Command,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use memtrace_tests::{
+    Result,
+    driven::{self, Driven},
+    go_build::{GoProgram, Toolchain, Variant},
+    go_profile::{GoHeap, Goroutines, Site, WaitKey, read_threads},
+    go_text::{HeapText, goroutines, waits},
+    profile::{Heap, Values},
+    serial, skip,
+    tracer::Memtrace,
+};
+
+const PROGRAM: &str = "go_books";
+/// What is compared.
+const PROFILES: [&str; 2] = ["--profiles", "heap,goroutine"];
+/// The goroutine that prints the books at one time and reads its stdin at another goes through the last of these; the others
+/// are its innermost function when it prints.
+const PRINTING: [&str; 3] = ["main.print", "main.books", "main.serve"];
+
+/// What a program prints of itself.
+struct Books {
+    rate: i64,
+    heap: BTreeMap<Site, Values>,
+    goroutines: BTreeMap<Site, i64>,
+    waits: BTreeMap<WaitKey, i64>,
+}
+
+impl Books {
+    /// Has the program collect garbage and print.
+    fn of(target: &mut Driven) -> Result<Self> {
+        target.tell("books")?;
+        let heap = lines(target)?;
+        let heap = HeapText::parse(heap.iter().map(String::as_str))?;
+        let stacks = lines(target)?;
+        let mut goroutines = goroutines(stacks.iter().map(String::as_str))?;
+        goroutines.retain(|site, _| !site.contains("main.serve"));
+        let each = lines(target)?;
+        Ok(Self {
+            rate: heap.rate,
+            heap: heap.scaled(),
+            goroutines,
+            waits: without_printing(waits(each.iter().map(String::as_str))?),
+        })
+    }
+
+    fn check_heap(&self, heap: &GoHeap) -> Result<()> {
+        ensure!(
+            heap.rate == self.rate,
+            "the period is {}, the rate {}",
+            heap.rate,
+            self.rate
+        );
+        driven::check(differences(&self.heap, &heap.sites), &heap.comments)
+    }
+
+    fn check_goroutines(&self, profile: &Goroutines) -> Result<()> {
+        let mut sites = profile.sites();
+        sites.retain(|site, _| !site.contains("main.serve"));
+        driven::check(differences(&self.goroutines, &sites), &profile.comments)?;
+        let waits = without_printing(profile.waits());
+        driven::check(driven::differences(&self.waits, &waits), &profile.comments)
+    }
+}
+
+fn lines(target: &mut Driven) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    target.read_books(|line| {
+        lines.push(line.to_owned());
+        Ok(())
+    })?;
+    Ok(lines)
+}
+
+fn without_printing(mut waits: BTreeMap<WaitKey, i64>) -> BTreeMap<WaitKey, i64> {
+    waits.retain(|key, _| !PRINTING.contains(&key.function.as_str()));
+    waits
+}
+
+/// As [`driven::differences`], with sites as a person reads them.
+fn differences<V: Copy + std::fmt::Debug + Default + PartialEq>(
+    books: &BTreeMap<Site, V>,
+    profile: &BTreeMap<Site, V>,
+) -> Vec<String> {
+    let named = |values: &BTreeMap<Site, V>| -> BTreeMap<String, V> {
+        let values = values.iter();
+        values.map(|(site, value)| (site.to_string(), *value)).collect()
+    };
+    driven::differences(&named(books), &named(profile))
+}
+
+fn start(toolchain: &Toolchain, variant: Variant, arguments: &[&str]) -> Result<Driven> {
+    let program = GoProgram::new(PROGRAM).path(toolchain, variant)?;
+    Driven::start(Command::new(program).args(arguments))
+}
+
+// ---------------------------------------------------------------------------------------------- the matrix
+
+/// Compares a snapshot and the final profiles.
+fn compare(toolchain: &Toolchain, variant: Variant, arguments: &[&str]) -> Result<()> {
+    let mut target = start(toolchain, variant, arguments)?;
+    let memtrace = Memtrace::attach(target.pid(), &PROFILES)?;
+    let books = Books::of(&mut target)?;
+    ensure!(
+        books.heap.len() > 30,
+        "{} sites only: a poor comparison",
+        books.heap.len()
+    );
+    memtrace.signal(libc::SIGUSR1)?;
+    let heap = memtrace.profile("heap-0001.pb.gz", GoHeap::read)?;
+    books.check_heap(&heap).context("the heap in a snapshot")?;
+    let goroutines = memtrace.profile("goroutine-0001.pb.gz", Goroutines::read)?;
+    books
+        .check_goroutines(&goroutines)
+        .context("the goroutines in a snapshot")?;
+
+    let outcome = memtrace.interrupt()?;
+    let heap = outcome.profile("heap.pb.gz", GoHeap::read)?;
+    books.check_heap(&heap).context("the heap")?;
+    let goroutines = outcome.profile("goroutine.pb.gz", Goroutines::read)?;
+    books.check_goroutines(&goroutines).context("the goroutines")?;
+    target.exit()
+}
+
+/// Compares programs that a version of Go built in each way.
+fn matrix(version: &str) -> Result<()> {
+    if !skip::can_trace() {
+        return Ok(());
+    }
+    let Some(toolchain) = Toolchain::of(version)? else {
+        return Ok(());
+    };
+    let _turn = serial::turn()?;
+    for variant in Variant::ALL {
+        compare(&toolchain, variant, &[]).with_context(|| format!("{toolchain}, {variant:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn go_1_19_prints_the_same() -> Result<()> {
+    matrix("1.19")
+}
+
+#[test]
+fn go_1_21_prints_the_same() -> Result<()> {
+    matrix("1.21")
+}
+
+#[test]
+fn go_1_22_prints_the_same() -> Result<()> {
+    matrix("1.22")
+}
+
+#[test]
+fn go_1_23_prints_the_same() -> Result<()> {
+    matrix("1.23")
+}
+
+#[test]
+fn go_1_24_prints_the_same() -> Result<()> {
+    matrix("1.24")
+}
+
+#[test]
+fn go_1_25_prints_the_same() -> Result<()> {
+    matrix("1.25")
+}
+
+#[test]
+fn go_1_26_prints_the_same() -> Result<()> {
+    matrix("1.26")
+}
+
+#[test]
+fn go_1_27_prints_the_same() -> Result<()> {
+    matrix("1.27")
+}
+
+// ---------------------------------------------------------------------------------------------- the newest and the oldest
+
+/// Runs a test with a program that each of the two built; fewer where a version cannot be had.
+fn with_newest_and_oldest(
+    variant: Variant,
+    arguments: &[&str],
+    test: impl Fn(&mut Driven) -> Result<()>,
+) -> Result<()> {
+    if !skip::can_trace() {
+        return Ok(());
+    }
+    let _turn = serial::turn()?;
+    for version in ["1.19", "1.27"] {
+        let Some(toolchain) = Toolchain::of(version)? else {
+            continue;
+        };
+        let mut target = start(&toolchain, variant, arguments)?;
+        test(&mut target).with_context(|| toolchain.to_string())?;
+        target.exit()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_default_rate_is_scaled() -> Result<()> {
+    with_newest_and_oldest(Variant::Default, &["default"], |target| {
+        let memtrace = Memtrace::attach(target.pid(), &PROFILES)?;
+        let books = Books::of(target)?;
+        ensure!(books.rate == 512 * 1024, "the rate is {}", books.rate);
+        let outcome = memtrace.interrupt()?;
+        books.check_heap(&outcome.profile("heap.pb.gz", GoHeap::read)?)
+    })
+}
+
+/// What a run of memtrace with these arguments finds of the blocks that no collection has seen.
+fn more_blocks(target: &mut Driven, arguments: &[&str]) -> Result<Values> {
+    let memtrace = Memtrace::attach(target.pid(), arguments)?;
+    let heap = memtrace.interrupt()?.profile("heap.pb.gz", GoHeap::read)?;
+    Ok(heap.through("main.moreBlocks"))
+}
+
+#[test]
+fn what_no_collection_has_seen_is_shown_on_demand() -> Result<()> {
+    with_newest_and_oldest(Variant::Default, &[], |target| {
+        target.tell("more")?;
+        let answer = target.expect("end ")?;
+        let (count, size) = answer.split_once(' ').context("one number")?;
+        let (count, size): (f64, f64) = (count.parse()?, size.parse()?);
+        let published = more_blocks(target, &["--profiles", "heap"])?;
+        ensure!(published == Values::default(), "published: {published:?}");
+        let now = more_blocks(target, &["--profiles", "heap", "--go-heap", "now"])?;
+        // A block is sampled with this probability: five standard errors of their number, scaled up.
+        let probability = 1.0 - (-size / 4096.0).exp();
+        let error = 5.0 * (count * (1.0 - probability) / probability).sqrt();
+        ensure!(
+            (now.inuse_objects as f64 - count).abs() <= error,
+            "{now:?} instead of {count} objects, give or take {error:.0}"
+        );
+        ensure!(
+            (now.inuse_bytes as f64 - count * size).abs() <= error * size,
+            "{now:?} instead of {count} times {size} bytes"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn c_code_has_a_profile_of_its_own() -> Result<()> {
+    with_newest_and_oldest(Variant::Cgo, &[], |target| {
+        let memtrace = Memtrace::attach(target.pid(), &["--profiles", "heap"])?;
+        target.tell("native")?;
+        let bytes: i64 = target.expect("end ")?.parse()?;
+        let outcome = memtrace.interrupt()?;
+        let native = outcome.profile("heap-native.pb.gz", Heap::read)?;
+        let held: i64 = native
+            .through("native_hold")
+            .map(|stack| stack.values.inuse_bytes)
+            .sum();
+        ensure!(held == bytes, "C code holds {held} bytes instead of {bytes}");
+        let heap = outcome.profile("heap.pb.gz", GoHeap::read)?;
+        ensure!(heap.through("native_hold") == Values::default());
+        ensure!(heap.through("main.recurse").inuse_bytes > 0);
+        Ok(())
+    })
+}
+
+#[test]
+fn threads_are_counted_by_what_holds_them() -> Result<()> {
+    for (variant, cgo) in [(Variant::Default, 0), (Variant::Cgo, 1)] {
+        with_newest_and_oldest(variant, &[], |target| {
+            let memtrace = Memtrace::attach(target.pid(), &["--profiles", "threadcreate"])?;
+            let threads = memtrace
+                .interrupt()?
+                .profile("threadcreate.pb.gz", read_threads)?;
+            let all = fs::read_dir(format!("/proc/{}/task", target.pid()))?.count();
+            let of = |hold: &str| threads.get(hold).copied().unwrap_or_default();
+            ensure!(
+                threads.values().sum::<i64>() == i64::try_from(all)?,
+                "{all}: {threads:?}"
+            );
+            ensure!(of("locked") == 3, "three goroutines are locked: {threads:?}");
+            // One reads its stdin, one a pipe.
+            ensure!(of("syscall") == 2, "two goroutines are in a call: {threads:?}");
+            ensure!(of("cgo") == cgo, "{cgo} goroutines are in C: {threads:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+// ---------------------------------------------------------------------------------------------- under stress
+
+/// How long the program collects garbage and memtrace reads, in each view of the heap.
+const STRESS: Duration = Duration::from_secs(10);
+/// The functions that allocate blocks of one size each (bytes).
+const STRESS_SITES: [(&str, i64); 4] = [
+    ("main.stress256", 256),
+    ("main.stress1024", 1024),
+    ("main.stress4096", 4096),
+    ("main.stress65536", 65536),
+];
+
+/// Insists that nothing was unallocated since the snapshot before, and that blocks have the sizes they can have.
+fn check_snapshot(heap: &GoHeap, before: Option<&GoHeap>) -> Result<()> {
+    let none = BTreeMap::new();
+    for (site, earlier) in before.map_or(&none, |before| &before.sites) {
+        let later = heap.sites.get(site).copied().unwrap_or_default();
+        ensure!(
+            later.alloc_objects >= earlier.alloc_objects && later.alloc_bytes >= earlier.alloc_bytes,
+            "{site}: {later:?} after {earlier:?}"
+        );
+    }
+    for (function, size) in STRESS_SITES {
+        for (site, values) in heap.sites.iter().filter(|(site, _)| site.contains(function)) {
+            // Blocks and bytes are scaled and rounded on their own.
+            let off = values.alloc_bytes - values.alloc_objects * size;
+            ensure!(
+                (0..=size).contains(&off),
+                "{site}: {values:?} of {size} bytes each"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Takes one snapshot after the other while the program allocates and collects; returns how many.
+fn read_under_stress(target: &mut Driven, view: &str) -> Result<u32> {
+    let memtrace = Memtrace::attach(target.pid(), &["--profiles", "heap,goroutine", "--go-heap", view])?;
+    target.tell(&format!("stress {}", STRESS.as_millis()))?;
+    let end = Instant::now() + STRESS;
+    let (mut last, mut number, mut fewer) = (None, 0, 0);
+    while Instant::now() < end {
+        number += 1;
+        memtrace.signal(libc::SIGUSR1)?;
+        let heap = memtrace.profile(&format!("heap-{number:04}.pb.gz"), GoHeap::read)?;
+        check_snapshot(&heap, last.as_ref()).with_context(|| format!("snapshot {number}"))?;
+        let goroutines = memtrace.profile(&format!("goroutine-{number:04}.pb.gz"), Goroutines::read)?;
+        let parked = goroutines.through("main.waitToReceive");
+        // Seven, and four that goroutines made. One whose stack the collector moves at that moment may be left out.
+        ensure!(parked <= 11, "{parked} goroutines wait in main.waitToReceive");
+        fewer += u32::from(parked < 11);
+        last = Some(heap);
+        sleep(Duration::from_millis(20));
+    }
+    let errors = target.expect("end ")?;
+    ensure!(errors == "0", "{errors} blocks of the program were damaged");
+    memtrace.interrupt()?.check_code()?;
+    ensure!(fewer * 10 <= number, "goroutines are missing in {fewer} of {number} snapshots");
+    let last = last.context("no snapshot")?;
+    for (function, _) in STRESS_SITES {
+        ensure!(last.through(function).alloc_objects > 0, "{function} is missing");
+    }
+    Ok(number)
+}
+
+#[test]
+fn nothing_torn_is_shown_under_stress() -> Result<()> {
+    with_newest_and_oldest(Variant::Default, &[], |target| {
+        for view in ["published", "now"] {
+            let snapshots = read_under_stress(target, view).with_context(|| view.to_owned())?;
+            ensure!(snapshots > 5, "{snapshots} snapshots only");
+        }
+        Ok(())
+    })
+}
