@@ -10,8 +10,15 @@ use crate::go::{
     FrameSizes, GoError, GoStatus, Goroutine, Goroutines, Layout, Version, group, is_system, read_goroutines,
 };
 
-/// Methods that the compiler made, which `runtime/pprof` leaves out.
-const WRAPPERS: [&str; 2] = ["main.outer.wait", "main.(*outer).wait"];
+/// What is `funcID_wrapper`, which `runtime/pprof` leaves out: methods that the compiler made, and what runs deferred calls.
+const WRAPPERS: [&str; 6] = [
+    "main.waiter.wait-fm",
+    "main.outer.wait",
+    "main.(*outer).wait",
+    "runtime.deferreturn",
+    "runtime.deferCallSave",
+    "runtime.runOpenDeferFrame",
+];
 
 /// A goroutine as `runtime/pprof` writes it with `debug=2`.
 #[derive(Debug)]
@@ -251,7 +258,7 @@ fn goroutines_that_come_and_go_are_never_mixed() {
             torn += found.torn;
             all += found.all.len();
             for goroutine in &found.all {
-                let is_outside = |pc: &&u64| sizes.entry(**pc).is_none();
+                let is_outside = |pc: &&u64| sizes.entry(**pc - 1).is_none();
                 assert_eq!(goroutine.stack.iter().find(is_outside), None, "{goroutine:?}");
             }
         }
