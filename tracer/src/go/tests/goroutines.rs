@@ -61,12 +61,14 @@ fn parse_stacks(text: &str) -> Vec<(usize, Vec<u64>)> {
 /// Whether these are the same calls, but for inlined ones, wrappers, and what is deeper than the runtime shows.
 fn is_same_stack(target: &Target, physical: &[u64], shown: &[u64]) -> bool {
     let symbol = |pc: u64| target.symbols.containing(pc - 1);
-    let is_wrapper = |pc: &u64| symbol(*pc).is_some_and(|(_, name)| WRAPPERS.contains(&name));
+    let is_wrapper = |pc: u64| symbol(pc).is_some_and(|(_, name)| WRAPPERS.contains(&name));
     let mut rest = shown;
-    let mut calls = physical.iter().filter(|pc| !is_wrapper(pc)).peekable();
+    let mut calls = physical.iter().peekable();
     while let Some(&pc) = calls.next() {
         match rest.split_first() {
             Some((&first, behind)) if first == pc => rest = behind,
+            // It is there if something else was inlined in it.
+            _ if is_wrapper(pc) => continue,
             None => return shown.len() >= target.layout.profile_depth,
             Some(_) => return false,
         }
