@@ -97,8 +97,8 @@ fn walk(memory: &dyn Memory, layout: &Layout, allm: u64) -> Result<Vec<Machine>,
         is_first_last = word(&head, layout.m.id) == 0 && id != 0;
         address = word(&head, layout.m.alllink);
     }
-    // The first thread is at the end, and is never taken off the list (`mexit` in `src/runtime/proc.go`).
-    if !is_first_last {
+    // The first thread is at the end, and is never taken off the list (`mexit` in `src/runtime/proc.go`); another runs `sysmon`.
+    if !is_first_last || machines.len() < 2 {
         return Err(contradiction(layout));
     }
     Ok(machines)

@@ -14,13 +14,12 @@ use crate::go::FrameSizes;
 type Reader = EndianArcSlice<LittleEndian>;
 
 /// Functions that nothing called (`TOPFRAME` in the runtime's assembly).
-const OUTERMOST: [&str; 6] = [
+const OUTERMOST: [&str; 5] = [
     "runtime.goexit",
     "runtime.mstart",
     "runtime.rt0_go",
     "runtime.mcall",
     "runtime.morestack",
-    "runtime.systemstack_switch",
 ];
 
 fn section(elf: &object::File<'_>, name: &str) -> Reader {

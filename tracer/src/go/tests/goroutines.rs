@@ -10,8 +10,15 @@ use crate::go::{
     FrameSizes, GoError, GoStatus, Goroutine, Goroutines, Layout, Version, group, is_system, read_goroutines,
 };
 
-/// Methods that the compiler made, which `runtime/pprof` leaves out.
-const WRAPPERS: [&str; 2] = ["main.outer.wait", "main.(*outer).wait"];
+/// What is `funcID_wrapper`, which `runtime/pprof` leaves out: methods that the compiler made, and what runs deferred calls.
+const WRAPPERS: [&str; 6] = [
+    "main.waiter.wait-fm",
+    "main.outer.wait",
+    "main.(*outer).wait",
+    "runtime.deferreturn",
+    "runtime.deferCallSave",
+    "runtime.runOpenDeferFrame",
+];
 
 /// A goroutine as `runtime/pprof` writes it with `debug=2`.
 #[derive(Debug)]
@@ -54,12 +61,14 @@ fn parse_stacks(text: &str) -> Vec<(usize, Vec<u64>)> {
 /// Whether these are the same calls, but for inlined ones, wrappers, and what is deeper than the runtime shows.
 fn is_same_stack(target: &Target, physical: &[u64], shown: &[u64]) -> bool {
     let symbol = |pc: u64| target.symbols.containing(pc - 1);
-    let is_wrapper = |pc: &u64| symbol(*pc).is_some_and(|(_, name)| WRAPPERS.contains(&name));
+    let is_wrapper = |pc: u64| symbol(pc).is_some_and(|(_, name)| WRAPPERS.contains(&name));
     let mut rest = shown;
-    let mut calls = physical.iter().filter(|pc| !is_wrapper(pc)).peekable();
+    let mut calls = physical.iter().peekable();
     while let Some(&pc) = calls.next() {
         match rest.split_first() {
             Some((&first, behind)) if first == pc => rest = behind,
+            // It is there if something else was inlined in it.
+            _ if is_wrapper(pc) => continue,
             None => return shown.len() >= target.layout.profile_depth,
             Some(_) => return false,
         }
@@ -251,7 +260,7 @@ fn goroutines_that_come_and_go_are_never_mixed() {
             torn += found.torn;
             all += found.all.len();
             for goroutine in &found.all {
-                let is_outside = |pc: &&u64| sizes.entry(**pc).is_none();
+                let is_outside = |pc: &&u64| sizes.entry(**pc - 1).is_none();
                 assert_eq!(goroutine.stack.iter().find(is_outside), None, "{goroutine:?}");
             }
         }

@@ -61,7 +61,7 @@ pub(super) fn built(name: &str, minor: u32, toolchain: &str) -> Option<PathBuf> 
         return None;
     }
     let test = std::env::current_exe().expect("this test has a path");
-    let path = test.with_file_name(format!("go-runtime-{}-{key}", std::process::id()));
+    let path = test.with_file_name(format!("go-runtime-{key}"));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/go/tests/{name}.go"));
     let mut command = Command::new(go);
     command.env("GOTOOLCHAIN", toolchain).env("CGO_ENABLED", "0");
