@@ -4,7 +4,10 @@ use std::{ffi::OsString, num::NonZeroU64, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Parser, ValueEnum};
 
-use crate::{profile::AllocatorFrames, snapshot::Selection};
+use crate::{
+    profile::AllocatorFrames,
+    snapshot::{GoHeapView, GoWishes, Selection},
+};
 
 /// The two ways to use it.
 const USAGE: &str = "memtrace [OPTIONS] --pid PID\n       memtrace [OPTIONS] -- CMD [ARGS]...";
@@ -39,16 +42,18 @@ pub struct Arguments {
     #[arg(long, short)]
     pub children: bool,
 
-    /// What to trace, separated by commas: heap, fd (descriptors: files, sockets, ...), mmap, growth.
+    /// What to trace, separated by commas: heap, fd (descriptors: files, sockets, ...), mmap, growth, and of Go programs
+    /// goroutine and threadcreate.
     ///
     /// heap needs probes in the allocator; fd, mmap and growth do not, but every process on the machine pays some
-    /// 50 nanoseconds for each system call while they are traced.
+    /// 50 nanoseconds for each system call while they are traced. Of a Go program, heap, goroutine and threadcreate are
+    /// read from its runtime, without probes, and what is from before the attach is in them.
     #[arg(
         long,
         value_name = "LIST",
         value_enum,
         value_delimiter = ',',
-        default_value = "heap,fd,mmap"
+        default_value = "heap,fd,mmap,goroutine,threadcreate"
     )]
     pub profiles: Vec<ProfileKind>,
 
@@ -60,6 +65,23 @@ pub struct Arguments {
     /// List each open descriptor, with its path or its socket's addresses and state, in the report and in fd-details.json.
     #[arg(long)]
     pub fd_details: bool,
+
+    /// Which view of a Go program's heap: published, as of its last garbage collection, which is what its own profile
+    /// would show; or now, in which allocations are ahead of frees.
+    #[arg(long, value_name = "VIEW", value_enum, default_value = "published")]
+    pub go_heap: GoHeap,
+
+    /// Have a Go program that keeps no heap profile (its MemProfileRate is 0) keep one from now on, of one allocation in
+    /// RATE bytes on average: 4k, 64k, 512k. Written into the program's memory, and set to 0 again at the end.
+    #[arg(
+        long,
+        value_name = "RATE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "64k",
+        value_parser = parse_rate
+    )]
+    pub go_enable_heap: Option<u64>,
 
     /// Stop after this time: 30s, 5m, 2h, or 1m30s [default: until Ctrl-C or until the process ends].
     #[arg(long, short, value_name = "TIME", value_parser = parse_duration)]
@@ -139,6 +161,19 @@ pub enum ProfileKind {
     Mmap,
     /// New memory: growth.pb.gz.
     Growth,
+    /// Goroutines: goroutine.pb.gz.
+    Goroutine,
+    /// Threads of a Go program: threadcreate.pb.gz.
+    Threadcreate,
+}
+
+/// Which view of a Go heap is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GoHeap {
+    /// As of the last garbage collection.
+    Published,
+    /// With what has happened since.
+    Now,
 }
 
 /// Room for so many live blocks, unless there is a wish.
@@ -178,6 +213,20 @@ impl Arguments {
         }
     }
 
+    /// What is wanted of Go runtimes.
+    pub fn go_wishes(&self) -> GoWishes {
+        GoWishes {
+            heap: self.wants(ProfileKind::Heap),
+            goroutines: self.wants(ProfileKind::Goroutine),
+            threads: self.wants(ProfileKind::Threadcreate),
+            view: match self.go_heap {
+                GoHeap::Published => GoHeapView::Published,
+                GoHeap::Now => GoHeapView::Now,
+            },
+            enable: self.go_enable_heap,
+        }
+    }
+
     /// Whether the allocator's functions are in the profiles.
     pub fn allocator_frames(&self) -> AllocatorFrames {
         match self.exclude_allocator_frames {
@@ -209,6 +258,19 @@ fn parse_distance(text: &str) -> Result<NonZeroU64, String> {
     NonZeroU64::new(size)
         .filter(|size| size.get() <= MAX_DISTANCE)
         .ok_or_else(|| format!("`{text}` is not between 1 byte and 1G"))
+}
+
+/// Parses a rate that can be set with one byte, so that the target never sees half of it.
+fn parse_rate(text: &str) -> Result<u64, String> {
+    const LEAST: u64 = 4 << 10;
+    let rate = parse_size(text)?;
+    let is_one_byte = rate.to_ne_bytes().iter().filter(|byte| **byte != 0).count() == 1;
+    match rate {
+        LEAST..=MAX_DISTANCE if is_one_byte => Ok(rate),
+        _ => Err(format!(
+            "`{text}` cannot be set at once; write for example 4k, 64k, or 512k"
+        )),
+    }
 }
 
 /// Accepts what a C name can begin with.

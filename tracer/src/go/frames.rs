@@ -6,7 +6,9 @@ use super::{GoFrame, Version};
 /// unless there are no others (`writeHeapProto` in `src/runtime/pprof/protomem.go`), without wrappers and `runtime.goexit`.
 pub fn pprof_frames(mut frames: Vec<GoFrame>, version: Version) -> Vec<GoFrame> {
     frames = goroutine_frames(frames);
-    let first = frames.iter().position(|frame| !is_runtime(&frame.function, version));
+    let first = frames
+        .iter()
+        .position(|frame| !is_runtime(&frame.function, version));
     frames.drain(..first.unwrap_or(0));
     frames
 }
@@ -19,7 +21,10 @@ pub fn goroutine_frames(mut frames: Vec<GoFrame>) -> Vec<GoFrame> {
     frames.retain(|frame| {
         let function = &*frame.function;
         let is_shown = function != "runtime.goexit" && (!frame.is_wrapper || called_by_panic);
-        called_by_panic = matches!(function, "runtime.gopanic" | "runtime.sigpanic" | "runtime.panicwrap");
+        called_by_panic = matches!(
+            function,
+            "runtime.gopanic" | "runtime.sigpanic" | "runtime.panicwrap"
+        );
         is_shown
     });
     frames
@@ -86,7 +91,12 @@ mod tests {
     fn wrappers_are_left_out_unless_they_panic() {
         let stack = frames(&["main.(*inner).wait", "~main.outer.wait", "runtime.goexit"]);
         assert_eq!(goroutine_frames(stack), frames(&["main.(*inner).wait"]));
-        let stack = frames(&["main.deferred", "runtime.gopanic", "runtime.panicwrap", "~main.(*outer).wait"]);
+        let stack = frames(&[
+            "main.deferred",
+            "runtime.gopanic",
+            "runtime.panicwrap",
+            "~main.(*outer).wait",
+        ]);
         assert_eq!(goroutine_frames(stack.clone()), stack);
     }
 

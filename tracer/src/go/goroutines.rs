@@ -41,8 +41,9 @@ mod state {
     pub const DEAD_EXTRA: u32 = 11;
 }
 
-/// Reads the goroutines, oldest first. Stacks end with the outermost function, such as `runtime.goexit`, and have 256 frames at
-/// most, which is more than `runtime/pprof` shows.
+/// Reads the goroutines, in the order of `allgs`. Stacks end with the outermost function, such as `runtime.goexit`, and have 256
+/// frames at most, which is more than `runtime/pprof` shows. Every address is to be looked up one byte before it, as return
+/// addresses are: where an instruction was interrupted, or is yet to be executed, one is added to its address.
 ///
 /// # Errors
 /// [`GoError::Layout`] when `allgs` is not known, or when what is there contradicts the layout; [`GoError::Memory`].
@@ -122,7 +123,9 @@ pub fn group(goroutines: &[Goroutine]) -> Vec<GoroutineGroup> {
 fn read_pointers(memory: &dyn Memory, allgs: u64) -> Result<Vec<u64>, GoError> {
     for _ in 0..ATTEMPTS {
         let slice = read_words(memory, allgs, 3)?;
-        let [array, length, capacity] = slice[..] else { break };
+        let [array, length, capacity] = slice[..] else {
+            break;
+        };
         if length == 0 || length > capacity || length > MAX_GOROUTINES {
             break;
         }
@@ -132,7 +135,9 @@ fn read_pointers(memory: &dyn Memory, allgs: u64) -> Result<Vec<u64>, GoError> {
             return pointers;
         }
     }
-    Err(GoError::Layout("runtime.allgs is no list of goroutines".to_owned()))
+    Err(GoError::Layout(
+        "runtime.allgs is no list of goroutines".to_owned(),
+    ))
 }
 
 /// What is read of a `g`.
@@ -357,7 +362,9 @@ impl Reader<'_> {
             return 0;
         }
         *self.threads.entry(m).or_insert_with(|| {
-            let id = m.checked_add(procid).and_then(|procid| read_u64(memory, procid).ok());
+            let id = m
+                .checked_add(procid)
+                .and_then(|procid| read_u64(memory, procid).ok());
             id.and_then(|id| u32::try_from(id).ok()).unwrap_or(0)
         })
     }

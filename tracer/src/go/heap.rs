@@ -39,7 +39,10 @@ const USUAL_DEPTH: usize = 32;
 pub fn read_heap(memory: &dyn Memory, layout: &Layout, variables: &Variables) -> Result<GoHeap, GoError> {
     let mbuckets = known(variables.mbuckets, "runtime.mbuckets")?;
     let mprof_cycle = known(variables.mprof_cycle, "runtime.mProfCycle")?;
-    let rate = read_u64(memory, known(variables.mem_profile_rate, "runtime.MemProfileRate")?)?;
+    let rate = read_u64(
+        memory,
+        known(variables.mem_profile_rate, "runtime.MemProfileRate")?,
+    )?;
     let mut pass = Pass::default();
     for _ in 0..PASS_ATTEMPTS {
         let cycle = read_u32(memory, mprof_cycle)?;
@@ -166,7 +169,11 @@ fn walk(memory: &dyn Memory, layout: &BucketLayout, mbuckets: u64, cycle: u32) -
     while address != 0 && seen.len() < MAX_BUCKETS {
         // Where the list leads nowhere it was no list: what is behind is lost, and `check` refuses if nothing else passed.
         let is_new = address.is_multiple_of(8) && seen.insert(address);
-        let words = if is_new { settle(memory, layout, address, cycle) } else { None };
+        let words = if is_new {
+            settle(memory, layout, address, cycle)
+        } else {
+            None
+        };
         let Some((words, bucket)) = words else {
             pass.torn += 1;
             break;
@@ -225,7 +232,9 @@ fn check_bucket(layout: &BucketLayout, words: &[u64], cycle: u32) -> Option<Buck
     if word(words, layout.typ) != MEM_PROFILE || depth > layout.max_depth || size == 0 {
         return None;
     }
-    let (stack, record) = words.get(layout.stack as usize / 8..)?.split_at_checked(depth as usize)?;
+    let (stack, record) = words
+        .get(layout.stack as usize / 8..)?
+        .split_at_checked(depth as usize)?;
     if hash(stack, size) != word(words, layout.hash) {
         return None;
     }

@@ -148,7 +148,7 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
                 let rest = name.strip_prefix(wanted.as_bytes());
                 rest.is_some_and(|rest| rest.first() == Some(&0))
             };
-            if let Some(index) = names.iter().position(|wanted| is_named(&wanted)) {
+            if let Some(index) = names.iter().position(|wanted| is_named(wanted)) {
                 is_doubtful[index] |= found[index].replace(symbol.st_value(ENDIAN)).is_some();
             }
         }

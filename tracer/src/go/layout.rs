@@ -67,6 +67,8 @@ pub struct GLayout {
 pub struct MLayout {
     /// `g0`, a pointer: the goroutine with the scheduler's stack, whose `m` points back.
     pub g0: u64,
+    /// `id`, a word: 0 for the first thread, which stays on the list.
+    pub id: u64,
     /// `procid`, a word: the kernel's id of the thread.
     pub procid: u64,
     /// `curg`, a pointer to a `g`.
@@ -166,6 +168,7 @@ pub(super) static ALL: [Layout; 8] = [
         version: go(25),
         g: G_1_25,
         m: MLayout {
+            id: 224,
             incgo: 272,
             alllink: 344,
             lockedg: 360,
@@ -250,6 +253,7 @@ const G_1_26: GLayout = GLayout {
 
 const M_1_21: MLayout = MLayout {
     g0: 0,
+    id: 232,
     procid: 72,
     curg: 192,
     incgo: 280,
@@ -267,6 +271,7 @@ const M_1_22: MLayout = MLayout {
 
 const M_1_26: MLayout = MLayout {
     g0: 0,
+    id: 232,
     procid: 64,
     curg: 184,
     incgo: 280,

@@ -19,7 +19,9 @@ pub enum RateError {
     #[error("the heap profile is on already, at one sample in {0} bytes")]
     Present(u64),
     /// A rate that cannot be written at once.
-    #[error("{0} is no rate that can be set: it must be 4096 to 1073741824, in one byte, such as 65536 or 524288")]
+    #[error(
+        "{0} is no rate that can be set: it must be 4096 to 1073741824, in one byte, such as 65536 or 524288"
+    )]
     Unfit(u64),
     /// The target has ended, or executes another program.
     #[error("the target has ended")]

@@ -21,6 +21,13 @@ pub trait FrameSizes {
     /// Whether nothing called the function that begins here, such as `runtime.goexit` and `runtime.mstart`
     /// (`abi.FuncFlagTopFrame`).
     fn is_outermost(&self, entry: u64) -> bool;
+
+    /// Whether the function that begins here is never called, but put on the stack where code was interrupted:
+    /// `runtime.sigpanic`, `runtime.asyncPreempt`, `runtime.debugCallV2` (`isInjectedCall` in `src/runtime/traceback.go`).
+    fn is_injected(&self, entry: u64) -> bool {
+        let _ = entry;
+        false
+    }
 }
 
 /// Where a stack is walked from.
@@ -35,7 +42,8 @@ pub(super) struct Registers {
 /// A walked stack.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Stack {
-    /// Return addresses, innermost first.
+    /// Return addresses, innermost first; of an instruction that was interrupted, or not yet executed, one byte behind where
+    /// it begins, so that looking up the byte before finds it (`tracebackPCs` in `src/runtime/traceback.go`).
     pub frames: Vec<u64>,
     /// Whether the outermost function was reached.
     pub is_complete: bool,
@@ -96,6 +104,7 @@ pub(super) struct Place {
     size: Option<u64>,
     pub entry: Option<u64>,
     is_outermost: bool,
+    is_injected: bool,
 }
 
 impl<'s> Unwinder<'s> {
@@ -115,6 +124,7 @@ impl<'s> Unwinder<'s> {
                 size: sizes.frame_size(address).map(u64::from),
                 entry,
                 is_outermost: entry.is_some_and(|entry| sizes.is_outermost(entry)),
+                is_injected: entry.is_some_and(|entry| sizes.is_injected(entry)),
             }
         })
     }
@@ -123,10 +133,17 @@ impl<'s> Unwinder<'s> {
     /// caller of a function that was interrupted before it saved the frame pointer.
     pub(super) fn walk(&mut self, registers: Registers, window: &mut Window<'_>) -> Stack {
         let mut stack = Stack::default();
-        let Registers { mut sp, mut pc, mut bp } = registers;
+        let Registers {
+            mut sp,
+            mut pc,
+            mut bp,
+        } = registers;
+        let mut is_interrupted = false;
         while pc != 0 && stack.frames.len() < MAX_FRAMES {
-            stack.frames.push(pc);
             let place = self.place(pc);
+            let is_next = is_interrupted || place.entry == Some(pc);
+            stack.frames.push(if is_next { pc + 1 } else { pc });
+            is_interrupted = place.is_injected;
             if place.is_outermost {
                 stack.is_complete = true;
                 break;

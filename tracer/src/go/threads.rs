@@ -60,7 +60,11 @@ pub fn read_threads(
 }
 
 /// Reads every `m`.
-pub(super) fn read_machines(memory: &dyn Memory, layout: &Layout, allm: u64) -> Result<Vec<Machine>, GoError> {
+pub(super) fn read_machines(
+    memory: &dyn Memory,
+    layout: &Layout,
+    allm: u64,
+) -> Result<Vec<Machine>, GoError> {
     for _ in 1..ATTEMPTS {
         if let Ok(machines) = walk(memory, layout, allm) {
             return Ok(machines);
@@ -72,6 +76,7 @@ pub(super) fn read_machines(memory: &dyn Memory, layout: &Layout, allm: u64) -> 
 fn walk(memory: &dyn Memory, layout: &Layout, allm: u64) -> Result<Vec<Machine>, GoError> {
     let mut machines = Vec::new();
     let mut seen = HashSet::new();
+    let mut is_first_last = false;
     let mut address = read_u64(memory, allm)?;
     while address != 0 {
         if seen.len() >= MAX_THREADS || !seen.insert(address) {
@@ -89,10 +94,11 @@ fn walk(memory: &dyn Memory, layout: &Layout, allm: u64) -> Result<Vec<Machine>,
             return Err(contradiction(layout));
         }
         machines.push(parse(&layout.m, address, id as u32, &head));
+        is_first_last = word(&head, layout.m.id) == 0 && id != 0;
         address = word(&head, layout.m.alllink);
     }
-    // The first thread is never taken off the list.
-    if machines.is_empty() {
+    // The first thread is at the end, and is never taken off the list (`mexit` in `src/runtime/proc.go`).
+    if !is_first_last {
         return Err(contradiction(layout));
     }
     Ok(machines)
@@ -148,5 +154,7 @@ fn word(bytes: &[u8], offset: u64) -> u64 {
 
 fn contradiction(layout: &Layout) -> GoError {
     let Version { major, minor } = layout.version;
-    GoError::Layout(format!("the threads do not look like those of Go {major}.{minor}"))
+    GoError::Layout(format!(
+        "the threads do not look like those of Go {major}.{minor}"
+    ))
 }

@@ -202,6 +202,9 @@ fn is_library(function: &str) -> bool {
 }
 
 fn is_standard_library(function: &str) -> bool {
+    if is_go_standard_library(function) {
+        return true;
+    }
     const NAMESPACES: [&str; 6] = [
         "std::",
         "core::",
@@ -217,6 +220,63 @@ fn is_standard_library(function: &str) -> bool {
     };
     let (of, interface) = implementation.split_once(" as ").unwrap_or((implementation, ""));
     is_inside(of) || (is_inside(interface) && matches!(of, "T" | "&T" | "[T]" | "F" | "I"))
+}
+
+/// Whether a function is in a package of Go's standard library, which has a path without a dot in its first part.
+fn is_go_standard_library(function: &str) -> bool {
+    const PACKAGES: [&str; 47] = [
+        "archive",
+        "bufio",
+        "bytes",
+        "cmp",
+        "compress",
+        "container",
+        "context",
+        "crypto",
+        "database",
+        "debug",
+        "embed",
+        "encoding",
+        "errors",
+        "expvar",
+        "flag",
+        "fmt",
+        "go",
+        "hash",
+        "html",
+        "image",
+        "index",
+        "internal",
+        "io",
+        "iter",
+        "log",
+        "maps",
+        "math",
+        "mime",
+        "net",
+        "os",
+        "path",
+        "plugin",
+        "reflect",
+        "regexp",
+        "runtime",
+        "slices",
+        "sort",
+        "strconv",
+        "strings",
+        "sync",
+        "syscall",
+        "testing",
+        "text",
+        "time",
+        "unicode",
+        "unique",
+        "vendor",
+    ];
+    let end = function.find(['/', '.']).unwrap_or(0);
+    let first = &function[..end];
+    // C and Rust names have neither a dot nor a slash behind a name like these.
+    PACKAGES.contains(&first) && !function.contains("::")
 }
 
 #[cfg(test)]

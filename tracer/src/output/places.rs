@@ -12,7 +12,7 @@ use crate::{
         stacks::{innermost_frames, missing_frames, missing_of},
         subject::Subject,
     },
-    snapshot::{Growth, Holder, Site},
+    snapshot::{GoroutineGroup, Growth, Holder, RUNNING, Site, ThreadGroup},
     symbol::{FrameMap, Line, Symbols},
 };
 
@@ -46,6 +46,30 @@ impl<'e> Entry<'e> {
             missing: missing_of(holder),
             inherited: holder.inherited,
             books: Books::of_holder(holder),
+        }
+    }
+
+    /// Goroutines.
+    pub(super) fn of_goroutines(group: &'e GoroutineGroup) -> Self {
+        let running = (group.wait == RUNNING).then(|| format!("[{RUNNING}]"));
+        Self {
+            frames: &group.frames,
+            inner: running.into_iter().collect(),
+            missing: None,
+            inherited: false,
+            books: Books::of_count(group.wait, group.count, group.recent_change),
+        }
+    }
+
+    /// Threads of a Go runtime.
+    pub(super) fn of_threads(group: &'e ThreadGroup) -> Self {
+        let hold = group.frames.is_empty().then(|| format!("[{}]", group.hold));
+        Self {
+            frames: &group.frames,
+            inner: hold.into_iter().collect(),
+            missing: None,
+            inherited: false,
+            books: Books::of_count(group.hold, group.count, group.recent_change),
         }
     }
 
@@ -127,14 +151,29 @@ pub(super) struct Books {
 }
 
 impl Books {
+    fn of_count(kind: &'static str, count: u64, recent_change: i64) -> Self {
+        Self {
+            amount: count,
+            objects: count,
+            kinds: BTreeMap::from([(kind, count)]),
+            recent_change,
+            ..Self::default()
+        }
+    }
+
     fn of_site(site: &Site) -> Self {
+        // What a Go runtime samples has no age.
+        let aged = match site.mean_age.is_zero() {
+            true => 0,
+            false => site.live_objects,
+        };
         Self {
             amount: site.live_bytes,
             objects: site.live_objects,
             recent_change: site.recent_change,
             samples: site.live_samples,
             ages: site.mean_age.as_secs_f64() * site.live_objects as f64,
-            aged: site.live_objects,
+            aged,
             ..Self::default()
         }
     }

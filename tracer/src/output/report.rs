@@ -1,6 +1,7 @@
 //! The report: what a tired person reads first.
 
 mod descriptors;
+mod golang;
 mod growth;
 mod heap;
 mod holdings;
@@ -92,7 +93,17 @@ pub fn write_report(
         .flat_map(|holder| &holder.frames);
     let growth = snapshot.growth.iter().flat_map(|growths| &growths.sites);
     let grown = growth.flat_map(|site| &site.frames);
-    let frames = live.chain(held).chain(grown).copied();
+    let go = snapshot.go.iter();
+    let go = go.flat_map(|go| {
+        let sites = go.heap.iter().flat_map(|heap| &heap.sites);
+        let goroutines = go.goroutines.iter().flatten();
+        let threads = go.threads.iter().flatten();
+        sites
+            .flat_map(|site| &site.frames)
+            .chain(goroutines.flat_map(|group| &group.frames))
+            .chain(threads.flat_map(|group| &group.frames))
+    });
+    let frames = live.chain(held).chain(grown).chain(go).copied();
     let symbols = symbolizer.symbolize(&snapshot.mappings, frames);
     write_symbolized(out, snapshot, &symbols, options)
 }
@@ -124,8 +135,23 @@ fn write_symbolized(
         has_section: false,
     };
     report.header()?;
-    if snapshot.heap {
-        report.heap(options.top)?;
+    if let Some(go) = &snapshot.go {
+        report.growing(go)?;
+        report.go_heap(go, options.top)?;
+    }
+    match snapshot.native_heap() {
+        Some("heap") => report.heap(options.top)?,
+        Some(_) => {
+            report.section("Heap of C code")?;
+            report.heap(top)?;
+        }
+        None => {}
+    }
+    if let Some(goroutines) = snapshot.go.as_ref().and_then(|go| go.goroutines.as_ref()) {
+        report.goroutines(goroutines, top)?;
+    }
+    if let Some(threads) = snapshot.go.as_ref().and_then(|go| go.threads.as_ref()) {
+        report.threads(threads, top)?;
     }
     if let Some(fds) = fds {
         report.descriptors(fds, top)?;
@@ -170,6 +196,11 @@ impl<W: Write> Report<'_, W> {
     /// What the numbers are of, one sentence each.
     fn limits(&self) -> Vec<String> {
         let origin = |subject| comments::origin(&self.snapshot.origin, subject);
+        let go = self.snapshot.go.as_ref();
+        if let Some(heap) = go.and_then(|go| go.heap.as_ref()) {
+            let from_before = heap.is_from_before().then(|| origin(Subject::GoHeap));
+            return from_before.into_iter().collect();
+        }
         if self.snapshot.heap {
             let mut limits = vec![origin(Subject::Heap)];
             limits.extend(self.chosen_blocks());

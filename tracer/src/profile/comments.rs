@@ -9,7 +9,10 @@ use super::{
     subject::Subject,
 };
 use crate::{
-    snapshot::{Growth, Growths, Holder, Holdings, Losses, Maker, Origin, Selection, Snapshot},
+    snapshot::{
+        GoHeapState, GoHeapView, GoState, Growth, Growths, Holder, Holdings, Losses, Maker, Origin,
+        Selection, Snapshot,
+    },
     text::{self, printable},
     time::rfc3339,
 };
@@ -64,6 +67,65 @@ pub(super) fn holdings(snapshot: &Snapshot, subject: Subject, holdings: &Holding
     lines.extend(notes_and_losses(&holdings.notes, &holdings.losses));
     lines.extend(incomplete_stacks(subject, &truncated_holders(&holdings.holders)));
     lines
+}
+
+/// The comments of the heap profile of a Go runtime, one a line.
+pub(super) fn go_heap(snapshot: &Snapshot, go: &GoState) -> Vec<String> {
+    let mut lines = head(snapshot, Subject::GoHeap);
+    if go.heap.as_ref().is_none_or(|heap| !heap.is_from_before()) {
+        lines.pop();
+    }
+    let Some(heap) = &go.heap else {
+        lines.push("empty values mean that memtrace could not look".to_owned());
+        lines.extend(notes_and_losses(&go.notes, &[]));
+        return lines;
+    };
+    lines.push(format!("Go runtime {}; {}", printable(&go.version), view(heap)));
+    lines.push(rate(heap));
+    let torn = "buckets of the heap profile that changed whenever they were read".to_owned();
+    let losses: Vec<_> = (heap.torn > 0).then_some((heap.torn, torn)).into_iter().collect();
+    lines.extend(notes_and_losses(&go.notes, &losses));
+    lines
+}
+
+/// The comments of a profile of goroutines or threads, one a line.
+pub(super) fn go(snapshot: &Snapshot, go: &GoState, subject: Subject) -> Vec<String> {
+    let mut lines = head(snapshot, subject);
+    lines.push(format!("Go runtime {}", printable(&go.version)));
+    lines.extend(subject.coverage().iter().copied().map(str::to_owned));
+    lines.extend(notes_and_losses(&go.notes, &[]));
+    lines
+}
+
+/// Which view of a Go heap is shown.
+pub(crate) fn view(heap: &GoHeapState) -> &'static str {
+    match heap.view {
+        GoHeapView::Published => "as of its last completed garbage collection",
+        GoHeapView::Now => {
+            "with what has happened since its last garbage collection: allocations are ahead of frees"
+        }
+    }
+}
+
+/// How a Go heap was sampled, and what to do if it was not.
+pub(crate) fn rate(heap: &GoHeapState) -> String {
+    let GoHeapState {
+        rate,
+        is_enabled_by_us,
+        ..
+    } = heap;
+    match (rate, is_enabled_by_us) {
+        (0, _) => "MemProfileRate is 0: this program keeps no heap profile (nothing in it uses one); run memtrace with \
+                   --go-enable-heap[=RATE] to have it keep one while memtrace is attached"
+            .to_owned(),
+        (rate, true) => format!(
+            "MemProfileRate was 0; memtrace set it to {rate} when it attached and sets it back at the end: what was allocated \
+             before is not counted"
+        ),
+        (rate, false) => format!(
+            "sampled by the runtime: one allocation in {rate} bytes on average (MemProfileRate); values are scaled estimates"
+        ),
+    }
 }
 
 /// The comments of a profile of new memory, one a line.

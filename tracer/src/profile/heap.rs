@@ -65,8 +65,19 @@ pub fn heap(snapshot: &Snapshot, symbolizer: &mut Symbolizer, allocator_frames: 
     for comment in comments::heap(snapshot) {
         builder.add_comment(&comment);
     }
-    let mut stacks = Stacks::new(&symbols);
-    for site in &snapshot.sites {
+    add_sites(&snapshot.sites, &symbols, allocator_frames, &mut builder);
+    builder.finish()
+}
+
+/// Adds a sample for each site.
+pub(super) fn add_sites(
+    sites: &[Site],
+    symbols: &Symbols,
+    allocator_frames: AllocatorFrames,
+    builder: &mut Builder<'_>,
+) {
+    let mut stacks = Stacks::new(symbols);
+    for site in sites {
         // The process itself did not allocate what it inherited.
         let (objects, bytes) = match site.inherited {
             true => (0, 0),
@@ -74,10 +85,9 @@ pub fn heap(snapshot: &Snapshot, symbolizer: &mut Symbolizer, allocator_frames: 
         };
         let values = [objects, bytes, site.live_objects, site.live_bytes];
         let label = site.inherited.then_some(INHERITED);
-        let stack = stack_of(site, &mut stacks, allocator_frames, &mut builder);
+        let stack = stack_of(site, &mut stacks, allocator_frames, builder);
         builder.add_sample(stack, label.as_slice(), &values);
     }
-    builder.finish()
 }
 
 /// The stack of a site, innermost frame first.

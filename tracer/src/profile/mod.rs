@@ -4,6 +4,7 @@
 
 mod builder;
 pub(crate) mod comments;
+mod golang;
 mod growth;
 mod heap;
 mod holdings;
@@ -17,6 +18,7 @@ use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use prost::Message;
 
 pub use builder::{Builder, Frame, Kind, LocationId, SampleType};
+pub use golang::{CREATED_BY, GOROUTINES, HOLD, THREADS, WAIT, go_heap, goroutines, threads};
 pub use growth::{GROWTH, growth};
 pub use heap::{AllocatorFrames, HEAP, INHERITED, heap};
 pub use holdings::{FDS, FDS_INHERITED, KIND, MMAP, MMAP_INHERITED, fds, mmap};

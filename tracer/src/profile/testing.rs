@@ -59,6 +59,7 @@ pub(crate) fn nobody(kind: &'static str, maker: Maker, held: u64) -> Holder {
 /// A snapshot of these sites, 30 seconds after tracing began.
 pub(crate) fn snapshot(sites: Vec<Site>, mappings: Mappings, executable: PathBuf) -> Snapshot {
     Snapshot {
+        go: None,
         space: 1,
         origin: Origin::Attached,
         process: ProcessInfo {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::mmaps::Mapped;
+use super::{golang::GoReadings, mmaps::Mapped};
 use crate::kernel::OpenByStack;
 
 /// The live bytes of every stack at one moment.
@@ -16,6 +16,8 @@ pub struct Reading {
     pub open_fds: OpenByStack,
     /// Mapped bytes.
     pub mapped: Mapped,
+    /// What Go runtimes knew.
+    pub go: GoReadings,
 }
 
 /// Readings at 1, 2, 4, 8 … seconds: however long a run is, one of them is near its middle, and keeping them
@@ -49,6 +51,11 @@ impl History {
         self.readings.push(reading);
     }
 
+    /// The latest reading.
+    pub fn last(&self) -> Option<&Reading> {
+        self.readings.last()
+    }
+
     /// The latest reading of the first half.
     pub fn half_way(&self, elapsed: Duration) -> Option<&Reading> {
         self.readings
@@ -60,7 +67,7 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, History, Mapped, OpenByStack, Reading};
+    use super::{Duration, GoReadings, History, Mapped, OpenByStack, Reading};
 
     #[test]
     fn there_is_a_reading_in_the_second_quarter() {
@@ -73,6 +80,7 @@ mod tests {
                     live_bytes: vec![second],
                     open_fds: OpenByStack::new(),
                     mapped: Mapped::new(),
+                    go: GoReadings::new(),
                 });
             }
             if second >= 2 {

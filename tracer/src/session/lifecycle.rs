@@ -78,6 +78,7 @@ impl Tracer {
         self.dead.insert(space.id);
         space.say_what_is_not_visible(&self.settings);
         let mut snapshot = self.snapshot(&space, &self.old_blocks());
+        self.runtimes.forget(space.id);
         // Children that end quickly would fill the table before it is tidied.
         if self.spaces.values().all(|other| other.table != space.table) {
             self.programs.descriptors().forget_small(space.table);

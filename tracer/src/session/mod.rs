@@ -3,6 +3,7 @@
 mod descriptors;
 mod fds;
 mod files;
+mod golang;
 mod growth;
 mod heirs;
 mod history;

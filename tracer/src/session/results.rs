@@ -176,9 +176,12 @@ impl Writer {
     fn profiles(&mut self, snapshot: &Snapshot) -> Vec<(&'static str, Profile)> {
         let mut profiles = Vec::new();
         let symbolizer = &mut self.symbolizer;
-        if snapshot.heap {
-            let frames = self.arguments.allocator_frames();
-            profiles.push(("heap", profile::heap(snapshot, symbolizer, frames)));
+        let frames = self.arguments.allocator_frames();
+        if let Some(go) = snapshot.go.as_ref().filter(|_| snapshot.heap) {
+            profiles.push(("heap", profile::go_heap(snapshot, go, symbolizer, frames)));
+        }
+        if let Some(name) = snapshot.native_heap() {
+            profiles.push((name, profile::heap(snapshot, symbolizer, frames)));
         }
         if let Some(fds) = &snapshot.fds {
             profiles.push(("fd", profile::fds(snapshot, fds, symbolizer)));
@@ -188,6 +191,17 @@ impl Writer {
         }
         if let Some(growth) = &snapshot.growth {
             profiles.push(("growth", profile::growth(snapshot, growth, symbolizer)));
+        }
+        let Some(go) = &snapshot.go else {
+            return profiles;
+        };
+        if let Some(groups) = &go.goroutines {
+            let goroutines = profile::goroutines(snapshot, go, groups, symbolizer);
+            profiles.push(("goroutine", goroutines));
+        }
+        if let Some(groups) = &go.threads {
+            let threads = profile::threads(snapshot, go, groups, symbolizer);
+            profiles.push(("threadcreate", threads));
         }
         profiles
     }
@@ -217,11 +231,18 @@ impl Writer {
 
     /// What the reader can open now.
     fn where_to_look(&self, path: &Path, snapshot: &Snapshot) -> String {
+        let go = snapshot.go.as_ref();
         let written = [
-            (snapshot.heap, "heap"),
+            (snapshot.heap && go.is_some(), "heap"),
+            (
+                snapshot.native_heap().is_some(),
+                snapshot.native_heap().unwrap_or_default(),
+            ),
             (snapshot.fds.is_some(), "fd"),
             (snapshot.mmap.is_some(), "mmap"),
             (snapshot.growth.is_some(), "growth"),
+            (go.is_some_and(|go| go.goroutines.is_some()), "goroutine"),
+            (go.is_some_and(|go| go.threads.is_some()), "threadcreate"),
         ];
         let written: Vec<&str> = written
             .iter()

@@ -81,6 +81,7 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
         classes: classes_of(arguments),
         fd_details: arguments.fd_details,
         children: arguments.children,
+        go: arguments.go_wishes(),
         floor: arguments.floor,
         allocator_prefixes: arguments.allocator_prefix.clone(),
     };

@@ -16,6 +16,7 @@ use memtrace_ebpf::{
 use super::{
     Error,
     files::Files,
+    golang::Runtimes,
     heirs::Heirs,
     history::{History, Reading},
     images::Images,
@@ -25,8 +26,9 @@ use super::{
 };
 use crate::{
     kernel::{FIRST_SPACE, KernelError, Limits, Live, Programs, TableRoom},
-    snapshot::{Coverage, Origin, Selection, Snapshot},
+    snapshot::{Coverage, GoState, GoWishes, Origin, Selection, Snapshot},
     target::Process,
+    text,
 };
 
 /// Threads that can call the allocator in one run before calls are not recorded.
@@ -59,6 +61,8 @@ pub struct Settings {
     pub fd_details: bool,
     /// Trace what the process forks and executes, too.
     pub children: bool,
+    /// What is wanted of Go runtimes.
+    pub go: GoWishes,
     /// Attach programs that do nothing, to measure the cost of the probes alone.
     pub floor: bool,
     /// What private allocators put before the names of C's functions.
@@ -93,6 +97,8 @@ pub struct Tracer {
     pub(super) sees_io_uring: bool,
     /// The mappings of each address space.
     pub(super) mapped: HashMap<u32, MappedBooks>,
+    /// The Go runtimes among the processes.
+    pub(super) runtimes: Runtimes,
     /// How long segments of System V's shared memory are (bytes), by their ids, which are not used again soon.
     pub(super) segments: HashMap<u64, u64>,
 }
@@ -137,6 +143,7 @@ impl Tracer {
             sees_io_uring: true,
             mapped: HashMap::new(),
             segments: HashMap::new(),
+            runtimes: Runtimes::default(),
         };
         space.layout = tracer.files.new_layout();
         tracer
@@ -204,6 +211,7 @@ impl Tracer {
             if self.settings.trace(classes::MAPPING) {
                 self.note_mappings(&mut space);
             }
+            self.runtimes.discover(&space, &self.settings.go);
             self.spaces.insert(id, space);
         }
     }
@@ -358,6 +366,7 @@ impl Tracer {
                     .iter()
                     .map(|(&space, books)| (space, books.held()))
                     .collect(),
+                go: self.runtimes.read(&self.spaces, &self.settings.go),
             });
         }
     }
@@ -449,6 +458,8 @@ impl Tracer {
                 "{unheard} forks, execs or changes of mappings went unnoticed: they came too fast"
             ));
         }
+        self.runtimes.discover(space, &self.settings.go);
+        let go = self.go_state(space);
         let (fds, fd_details) = self.fd_holdings(space);
         let heap = self.settings.trace(classes::HEAP);
         // What a sample stands for is an estimate, and what is too young or too small was not asked for: blocks all the same.
@@ -474,7 +485,23 @@ impl Tracer {
             mmap,
             growth: self.growths(space),
             memory,
+            go,
         }
+    }
+
+    /// What the Go runtime of an address space knows; of one that is no more, what it knew at the last reading.
+    fn go_state(&self, space: &Space) -> Option<GoState> {
+        let has_ended = space.process.as_ref().is_none_or(|process| process.has_ended());
+        if !has_ended {
+            let earlier = self.earlier(space).map(|reading| &reading.go);
+            return self.runtimes.state(space, &self.settings.go, earlier);
+        }
+        let last = self.history.last()?;
+        let mut state = last.go.get(&space.id)?.state.clone();
+        let before = text::duration(self.elapsed().saturating_sub(last.at));
+        let note = format!("The process has ended: its Go runtime was read {before} before this profile.");
+        state.notes.push(note);
+        Some(state)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What lives: one consistent reading of the kernel's books.
 
+mod go;
 mod holdings;
 
 use std::{
@@ -10,6 +11,7 @@ use std::{
 
 use memtrace_ebpf::layout::EndReason;
 
+pub use go::{GoHeapState, GoHeapView, GoState, GoWishes, GoroutineGroup, RUNNING, ThreadGroup};
 pub use holdings::{FdDetail, Growth, Growths, Holder, Holdings, Maker, MemoryPart, MemorySummary};
 
 use crate::target::{Mappings, ProcessInfo};
@@ -167,9 +169,22 @@ pub struct Snapshot {
     pub growth: Option<Growths>,
     /// Where the resident memory is, if the process could be asked.
     pub memory: Option<MemorySummary>,
+    /// What its Go runtime knows, if it has one and anything of it is wanted.
+    pub go: Option<GoState>,
 }
 
 impl Snapshot {
+    /// What the profile of the traced allocators is called; `None` if there is none. Where there is a Go runtime, the heap
+    /// profile is the runtime's.
+    pub fn native_heap(&self) -> Option<&'static str> {
+        match (self.heap, &self.go) {
+            (false, _) => None,
+            (true, None) => Some("heap"),
+            (true, Some(_)) if self.coverage.allocators.is_empty() => None,
+            (true, Some(_)) => Some("heap-native"),
+        }
+    }
+
     /// Bytes and blocks that live.
     pub fn live(&self) -> (u64, u64) {
         let sum = |value: fn(&Site) -> u64| self.sites.iter().map(value).sum();

@@ -29,8 +29,14 @@ const NAMES: [&str; 22] = [
 /// Prefixes of glibc, jemalloc (in Rust and elsewhere), tcmalloc and mimalloc; underscores before them do not count.
 const PREFIXES: [&str; 6] = ["libc_", "rjem_", "je_", "tc_", "mi_", "rustc::__"];
 
+/// Packages of the Go runtime, which `runtime/pprof` leaves out at the innermost end of a stack.
+const GO_RUNTIME: [&str; 2] = ["runtime.", "internal/runtime/"];
+
 /// Whether a function, by its readable name, is an allocator's own.
 pub(crate) fn is_allocator(function: &str) -> bool {
+    if GO_RUNTIME.iter().any(|package| function.starts_with(package)) {
+        return true;
+    }
     let name = function.trim_start_matches('_');
     let name = PREFIXES
         .iter()

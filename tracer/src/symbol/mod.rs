@@ -3,6 +3,7 @@
 //! A [`Symbolizer`] reads the files that the target itself maps, through descriptors opened before; what it parsed and
 //! found is kept from one snapshot to the next. Sources, best first:
 //!
+//! 0. `.gopclntab` of a Go program, for its Go code;
 //! 1. DWARF in a separate debug file of the host (`/usr/lib/debug`, by build id or `.gnu_debuglink`), when only root
 //!    can write it and it belongs to the image;
 //! 2. DWARF in the image itself;

@@ -18,7 +18,10 @@ use super::{
     elf::{FunctionTable, Image},
     intern::Strings,
 };
-use crate::target::{Backing, Mapping};
+use crate::{
+    go::{GoBinary, GoFrame, Pclntab},
+    target::{Backing, Mapping},
+};
 
 /// Tells images apart. A file changed in place is another image.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -60,6 +63,8 @@ pub(crate) struct Module {
     /// Where blazesym finds DWARF; `None` when there is none that can be trusted.
     dwarf: Option<Source<'static>>,
     functions: Option<FunctionTable>,
+    /// What Go's compiler noted of its code, which is what the runtime itself goes by.
+    go: Option<Arc<Pclntab>>,
     /// By virtual address in the file.
     resolved: FrameMap<Option<Resolved>>,
 }
@@ -87,6 +92,7 @@ impl Module {
             debug_file,
             dwarf,
             functions: None,
+            go: go_table(&mapping.backing),
             resolved: FrameMap::default(),
         })
     }
@@ -107,6 +113,16 @@ impl Module {
         missing.dedup();
         if missing.is_empty() {
             return;
+        }
+        if let Some(table) = &self.go {
+            missing.retain(|address| {
+                let resolved = go_lines(table, *address, strings);
+                let is_missing = resolved.is_none();
+                if let Some(lines) = resolved {
+                    self.resolved.insert(*address, Some(lines));
+                }
+                is_missing
+            });
         }
         let found = self.look_up_dwarf(&missing, blazesym);
         for (address, symbol) in missing.iter().zip(found) {
@@ -160,6 +176,34 @@ impl Module {
             table
         })
     }
+}
+
+/// The table of Go functions in an image; `None` if it is no Go program.
+fn go_table(backing: &Backing) -> Option<Arc<Pclntab>> {
+    let Backing::File(file) = backing else {
+        return None;
+    };
+    let binary = GoBinary::open(file).inspect_err(|error| log::debug!("{error}"));
+    Some(binary.ok()??.table())
+}
+
+/// The functions at an address of a Go program; `None` where there are none. Wrappers that the compiler made are left out,
+/// as in Go's own stacks, unless there is nothing else.
+fn go_lines(table: &Pclntab, address: u64, strings: &mut Strings) -> Option<Resolved> {
+    let frames = table.frames(address);
+    let is_shown = |frame: &&GoFrame| !frame.is_wrapper;
+    let all_hidden = frames.iter().all(|frame| frame.is_wrapper);
+    let lines = frames.iter().filter(|frame| all_hidden || is_shown(frame));
+    let lines: Vec<Line> = lines
+        .map(|frame| Line {
+            function: strings.intern(&frame.function),
+            system_name: None,
+            file: Some(strings.intern(&frame.file)),
+            line: frame.line,
+            column: 0,
+        })
+        .collect();
+    (!lines.is_empty()).then(|| lines.into())
 }
 
 /// Whether a symbol that blazesym chose covers the address.

@@ -328,11 +328,22 @@ impl Process {
         let count = pieces.len() as libc::c_ulong;
         // SAFETY: `local` describes the buffers, which the kernel fills; `remote` is only checked against the target.
         let read = unsafe {
-            libc::process_vm_readv(self.anchor() as i32, local.as_ptr(), count, remote.as_ptr(), count, 0)
+            libc::process_vm_readv(
+                self.anchor() as i32,
+                local.as_ptr(),
+                count,
+                remote.as_ptr(),
+                count,
+                0,
+            )
         };
         let Ok(mut left) = usize::try_from(read) else {
             let error = io::Error::last_os_error();
-            return if error.raw_os_error() == Some(libc::EFAULT) { Ok(0) } else { Err(error) };
+            return if error.raw_os_error() == Some(libc::EFAULT) {
+                Ok(0)
+            } else {
+                Err(error)
+            };
         };
         let is_whole = |piece: &&Piece<'_>| {
             let is_whole = piece.buffer.len() <= left;

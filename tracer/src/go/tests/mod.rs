@@ -1,9 +1,16 @@
-//! Go files, built for the test and crafted.
+//! Real programs of each version of Go and what their own runtime says, and crafted files.
 
+mod debug_info;
 mod fixtures;
+mod goroutines;
+mod heap;
 mod hostile;
+mod layouts;
 mod process;
+mod rate;
 mod tables;
+mod target;
+mod threads;
 mod variables;
 
 use std::fs::File;

@@ -204,6 +204,8 @@ func main() {
 			park()
 		case command == "goroutine":
 			pprof.Lookup("goroutine").WriteTo(os.Stdout, 2)
+		case command == "stacks":
+			pprof.Lookup("goroutine").WriteTo(os.Stdout, 1)
 		case command == "count":
 			fmt.Println(runtime.NumGoroutine())
 		case command == "churn":

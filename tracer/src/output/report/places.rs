@@ -45,10 +45,12 @@ impl<W: Write> Report<'_, W> {
 
     fn places_heading(&mut self, subject: Subject, shown: usize, all: usize) -> io::Result<()> {
         let (holds, hold) = match subject {
-            Subject::Heap => ("holds live memory", "hold live memory"),
+            Subject::Heap | Subject::GoHeap => ("holds live memory", "hold live memory"),
             Subject::Descriptors => ("holds open descriptors", "hold open descriptors"),
             Subject::Mappings => ("holds mappings", "hold mappings"),
             Subject::NewMemory => ("took new memory", "took new memory"),
+            Subject::Goroutines => ("keeps goroutines", "keep goroutines"),
+            Subject::Threads => ("holds threads", "hold threads"),
         };
         let mut heading = match all {
             1 => format!("The only place in the code that {holds}"),
@@ -105,7 +107,7 @@ impl<W: Write> Report<'_, W> {
         let before = if change.is_empty() { 25 } else { 37 };
         let detail = match subject {
             // Its line is as long as it is, whatever the width.
-            Subject::Heap => detail.to_owned(),
+            Subject::Heap | Subject::GoHeap => detail.to_owned(),
             _ => hang(&wrap_list(detail, self.style.width - before, ""), before),
         };
         writeln!(self.out, "{amount}  {share:>5}{change}   {detail}")
@@ -116,7 +118,11 @@ impl<W: Write> Report<'_, W> {
         let samples = self.samples(self.selection(subject), books.samples, books.amount);
         match subject {
             Subject::Heap => format!("{}{samples}", text::objects(books.objects)),
-            Subject::Descriptors => self.kinds(subject, books),
+            Subject::GoHeap => {
+                let samples = text::counted(books.samples, "sample", "samples");
+                format!("{}, {samples}", text::objects(books.objects))
+            }
+            Subject::Descriptors | Subject::Goroutines | Subject::Threads => self.kinds(subject, books),
             Subject::Mappings => {
                 let mappings = text::counted(books.objects, "mapping", "mappings");
                 let resident = text::bytes(books.resident);
@@ -184,7 +190,7 @@ impl<W: Write> Report<'_, W> {
     fn others(&mut self, subject: Subject, places: usize, books: &Books, all: u64) -> io::Result<()> {
         let places = text::counted(places as u64, "other place", "other places");
         let contents = match subject {
-            Subject::Heap => text::objects(books.objects),
+            Subject::Heap | Subject::GoHeap => text::objects(books.objects),
             _ => self.contents(subject, books),
         };
         let amount = format!("{INDENT}{:>10}", amount(subject, books.amount));
@@ -206,7 +212,11 @@ impl<W: Write> Report<'_, W> {
         let growth = self.snapshot.growth.as_ref();
         match subject {
             Subject::Heap => self.snapshot.selection,
-            Subject::Descriptors | Subject::Mappings => Selection::default(),
+            Subject::Descriptors
+            | Subject::Mappings
+            | Subject::GoHeap
+            | Subject::Goroutines
+            | Subject::Threads => Selection::default(),
             Subject::NewMemory => Selection {
                 sample_bytes: growth.and_then(|growth| NonZeroU64::new(growth.sample_bytes)),
                 ..Selection::default()
@@ -222,7 +232,7 @@ impl<W: Write> Report<'_, W> {
         let text = match (is_full, noise) {
             (true, _) => "unknown".to_owned(),
             (false, true) => "steady".to_owned(),
-            (false, false) if subject == Subject::Descriptors => text::count_change(change),
+            (false, false) if is_counted(subject) => text::count_change(change),
             (false, false) => text::change(change),
         };
         let text = format!("{text:>width$}");
@@ -236,10 +246,18 @@ impl<W: Write> Report<'_, W> {
 
 /// An amount of what a section shows.
 pub(super) fn amount(subject: Subject, value: u64) -> String {
-    match subject {
-        Subject::Descriptors => text::count(value),
-        Subject::Heap | Subject::Mappings | Subject::NewMemory => text::bytes(value),
+    match is_counted(subject) {
+        true => text::count(value),
+        false => text::bytes(value),
     }
+}
+
+/// Whether amounts are numbers of things, rather than bytes.
+fn is_counted(subject: Subject) -> bool {
+    matches!(
+        subject,
+        Subject::Descriptors | Subject::Goroutines | Subject::Threads
+    )
 }
 
 /// `20 tcp, 3 unix`.

@@ -1,0 +1,3 @@
+module go_books
+
+go 1.19

@@ -1,0 +1,74 @@
+// A program that prints the runtime's own books: its heap and its goroutines, as runtime/pprof writes them with debug=1.
+//
+// It answers lines on its stdin: `books` collects garbage twice and prints both profiles; `more` allocates blocks that no
+// collection has seen; `native` allocates in C, when it is built with cgo; `stress MS` allocates and collects for so long,
+// in many goroutines; `exit` ends it. With the argument `default` it keeps the default rate of the heap profile.
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"runtime/pprof"
+	"strconv"
+	"strings"
+)
+
+// A small rate makes many buckets. It is set before other packages' variables of this program allocate.
+var isDefault = setRate()
+
+func setRate() bool {
+	if len(os.Args) > 1 && os.Args[1] == "default" {
+		return true
+	}
+	runtime.MemProfileRate = 4096
+	return false
+}
+
+func main() {
+	// A collection of its own accord would publish what was allocated since the books were printed.
+	debug.SetGCPercent(-1)
+	allocate()
+	park()
+	parkNative()
+	settle()
+	fmt.Println("ready", os.Getpid())
+	serve()
+}
+
+// The tests leave out what goes through here: this goroutine prints at one time and reads at another.
+func serve() {
+	input := bufio.NewScanner(os.Stdin)
+	for input.Scan() {
+		words := strings.Fields(input.Text())
+		switch words[0] {
+		case "books":
+			books()
+		case "more":
+			moreBlocks()
+			fmt.Println("end", moreCount, moreSize)
+		case "native":
+			fmt.Println("end", allocateNative())
+		case "stress":
+			milliseconds, _ := strconv.Atoi(words[1])
+			fmt.Println("end", stress(milliseconds))
+		case "exit":
+			return
+		}
+	}
+}
+
+func books() {
+	runtime.GC()
+	runtime.GC()
+	if err := pprof.Lookup("heap").WriteTo(os.Stdout, 1); err != nil {
+		panic(err)
+	}
+	fmt.Println("end")
+	if err := pprof.Lookup("goroutine").WriteTo(os.Stdout, 1); err != nil {
+		panic(err)
+	}
+	fmt.Println("end")
+}

@@ -1,0 +1,3 @@
+module go_leaks
+
+go 1.19

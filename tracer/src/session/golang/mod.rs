@@ -1,0 +1,91 @@
+//! Go targets: what their runtimes know, read at each snapshot and compared with earlier readings.
+
+mod code;
+mod reading;
+mod runtime;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+pub use reading::GoReadings;
+use runtime::Runtime;
+
+use super::{files::FileId, space::Space};
+use crate::{
+    go::GoBinary,
+    snapshot::{GoState, GoWishes},
+    target::{Backing, Mapping},
+};
+
+/// A Go program, or why it cannot be read.
+type Binary = Result<Arc<GoBinary>, String>;
+
+/// The Go runtimes of the traced processes.
+#[derive(Debug, Default)]
+pub struct Runtimes {
+    /// By the number of the address space; `None` if there is none.
+    known: HashMap<u32, Option<Runtime>>,
+    binaries: HashMap<FileId, Option<Binary>>,
+}
+
+impl Runtimes {
+    /// Looks whether an address space has a Go runtime, and enables its heap profile if that is wanted.
+    pub fn discover(&mut self, space: &Space, wishes: &GoWishes) {
+        if !wishes.any() || self.known.contains_key(&space.id) {
+            return;
+        }
+        let (Some(process), Some(mapping)) = (&space.process, program(space)) else {
+            return;
+        };
+        let mut runtime = self
+            .binary(&mapping)
+            .map(|binary| Runtime::new(Arc::clone(process), &mapping, binary));
+        if let (Some(runtime), Some(rate)) = (&mut runtime, wishes.enable) {
+            runtime.enable(rate);
+        }
+        self.known.insert(space.id, runtime);
+    }
+
+    /// Forgets an address space that is no more.
+    pub fn forget(&mut self, space: u32) {
+        self.known.remove(&space);
+    }
+
+    /// The state of a runtime now; `None` if the process has none, or nothing of it is wanted.
+    pub fn state(&self, space: &Space, wishes: &GoWishes, earlier: Option<&GoReadings>) -> Option<GoState> {
+        let runtime = self.known.get(&space.id)?.as_ref()?;
+        let earlier = earlier.and_then(|readings| readings.get(&space.id));
+        Some(runtime.state(&space.reader.mappings(), wishes, earlier))
+    }
+
+    /// A reading of every runtime, to compare later ones with.
+    pub fn read(&self, spaces: &BTreeMap<u32, Space>, wishes: &GoWishes) -> GoReadings {
+        let reading = |space: &Space| {
+            let runtime = self.known.get(&space.id)?.as_ref()?;
+            Some((space.id, runtime.reading(&space.reader.mappings(), wishes)))
+        };
+        spaces.values().filter_map(reading).collect()
+    }
+
+    fn binary(&mut self, mapping: &Mapping) -> Option<Binary> {
+        let open = || {
+            let Backing::File(file) = &mapping.backing else {
+                return None;
+            };
+            match GoBinary::open(file) {
+                Ok(binary) => binary.map(|binary| Ok(Arc::new(binary))),
+                Err(error) => Some(Err(error.to_string())),
+            }
+        };
+        self.binaries.entry(mapping.file_id).or_insert_with(open).clone()
+    }
+}
+
+/// The mapping of the program itself.
+fn program(space: &Space) -> Option<Arc<Mapping>> {
+    let mut live = space.reader.live();
+    live.find(|mapping| mapping.path == space.info.executable)
+        .cloned()
+}

@@ -1,0 +1,343 @@
+//! The Go runtime of one address space.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use memtrace_ebpf::{layout::EndReason, unwind::frame};
+
+use super::{
+    code::Code,
+    reading::{GoReading, difference},
+};
+use crate::{
+    go::{
+        EnabledRate, GoBinary, GoError, GoHeap, GoStatus, Goroutine, Goroutines, Layout, Variables, group,
+        is_system, read_goroutines, read_heap, read_threads, scale,
+    },
+    snapshot::{GoHeapState, GoHeapView, GoState, GoWishes, GoroutineGroup, RUNNING, Site, ThreadGroup},
+    target::{Mapping, Mappings, Process},
+};
+
+/// The Go runtime of one address space.
+#[derive(Debug)]
+pub struct Runtime {
+    process: Arc<Process>,
+    version: String,
+    /// What is needed to read it, or why it cannot be.
+    reader: Result<Reader, String>,
+    enabled: Option<EnabledRate>,
+    /// Why its heap profile could not be enabled, if that was wanted.
+    note: Option<String>,
+}
+
+#[derive(Debug)]
+struct Reader {
+    layout: &'static Layout,
+    variables: Variables,
+    code: Code,
+}
+
+impl Runtime {
+    /// The runtime of a program that is mapped there.
+    pub fn new(process: Arc<Process>, mapping: &Mapping, binary: Result<Arc<GoBinary>, String>) -> Self {
+        let version = match &binary {
+            Ok(binary) => binary.version_text().to_owned(),
+            Err(_) => String::new(),
+        };
+        let reader = binary.and_then(|binary| Reader::new(&process, mapping, &binary));
+        Self {
+            process,
+            version,
+            reader,
+            enabled: None,
+            note: None,
+        }
+    }
+
+    /// Has the runtime begin a heap profile, if it keeps none.
+    pub fn enable(&mut self, rate: u64) {
+        let Ok(reader) = &self.reader else {
+            return;
+        };
+        let Some(address) = reader.variables.mem_profile_rate else {
+            self.note =
+                Some("The heap profile was not enabled: runtime.MemProfileRate was not found.".into());
+            return;
+        };
+        match EnabledRate::enable(Arc::clone(&self.process), address, rate) {
+            Ok(enabled) => self.enabled = Some(enabled),
+            Err(error) => self.note = Some(format!("The heap profile was not enabled: {error}.")),
+        }
+    }
+
+    /// What it knows now.
+    pub fn state(&self, mappings: &Mappings, wishes: &GoWishes, earlier: Option<&GoReading>) -> GoState {
+        self.read(mappings, wishes, earlier).0
+    }
+
+    /// The same, to compare later states with.
+    pub fn reading(&self, mappings: &Mappings, wishes: &GoWishes) -> GoReading {
+        let (state, ids) = self.read(mappings, wishes, None);
+        GoReading::of(state, ids)
+    }
+
+    /// What it knows, and the ids of all goroutines.
+    fn read(
+        &self,
+        mappings: &Mappings,
+        wishes: &GoWishes,
+        earlier: Option<&GoReading>,
+    ) -> (GoState, HashSet<u64>) {
+        let mut state = GoState {
+            version: self.version.clone(),
+            notes: self.note.iter().cloned().collect(),
+            ..GoState::default()
+        };
+        let reader = match &self.reader {
+            Ok(reader) => reader,
+            Err(why) => {
+                state.notes.push(format!("Its Go runtime cannot be read: {why}."));
+                return (state, HashSet::new());
+            }
+        };
+        let context = Context {
+            reader,
+            process: &self.process,
+            mappings,
+            earlier,
+        };
+        if wishes.heap {
+            let heap = context.heap(wishes.view);
+            state.heap = note_failure("heap profile", heap, &mut state.notes);
+            if let Some(heap) = &mut state.heap {
+                heap.is_enabled_by_us = self.enabled.is_some();
+            }
+        }
+        let mut ids = HashSet::new();
+        if wishes.goroutines || wishes.threads {
+            let goroutines = context.goroutines();
+            if let Some(goroutines) = note_failure("goroutines", goroutines, &mut state.notes) {
+                ids = goroutines.all.iter().map(|goroutine| goroutine.id).collect();
+                if wishes.goroutines {
+                    state.goroutines = Some(context.groups(&goroutines));
+                }
+                if goroutines.torn > 0 {
+                    let torn = goroutines.torn;
+                    let note =
+                        format!("{torn} goroutines changed whenever they were read and are not shown.");
+                    state.notes.push(note);
+                }
+                if wishes.threads {
+                    let threads = context.threads(&goroutines);
+                    state.threads = note_failure("threads", threads, &mut state.notes);
+                }
+            }
+        }
+        (state, ids)
+    }
+}
+
+/// What was read; if it could not be, that is noted.
+fn note_failure<T>(what: &str, result: Result<T, GoError>, notes: &mut Vec<String>) -> Option<T> {
+    result
+        .inspect_err(|error| notes.push(format!("Its {what} cannot be read: {error}.")))
+        .ok()
+}
+
+impl Reader {
+    fn new(process: &Process, mapping: &Mapping, binary: &GoBinary) -> Result<Self, String> {
+        let layout = Layout::of(binary.version())
+            .ok_or_else(|| format!("the layout of {} is not known", binary.version_text()))?;
+        let variables = binary.variables(process, mapping.bias);
+        Ok(Self {
+            layout,
+            variables: variables.map_err(|error| error.to_string())?,
+            code: Code {
+                table: binary.table(),
+                bias: mapping.bias,
+            },
+        })
+    }
+}
+
+/// What a reading needs.
+struct Context<'r> {
+    reader: &'r Reader,
+    process: &'r Process,
+    mappings: &'r Mappings,
+    earlier: Option<&'r GoReading>,
+}
+
+impl Context<'_> {
+    fn heap(&self, view: GoHeapView) -> Result<GoHeapState, GoError> {
+        let Reader {
+            layout,
+            variables,
+            code,
+        } = self.reader;
+        let GoHeap { rate, buckets, torn } = read_heap(self.process, layout, variables)?;
+        let mut sites: HashMap<Vec<u64>, Site> = HashMap::new();
+        for bucket in &buckets {
+            let record = match view {
+                GoHeapView::Published => &bucket.published,
+                GoHeapView::Now => &bucket.now,
+            };
+            let (alloc_objects, alloc_bytes) = scale(record.allocs, bucket.size, rate);
+            let live = record.allocs.saturating_sub(record.frees);
+            let (live_objects, live_bytes) = scale(live, bucket.size, rate);
+            let frames = code.pack(self.mappings, &code.physical(&bucket.stack));
+            let site = sites
+                .entry(frames)
+                .or_insert_with_key(|frames| empty_site(frames));
+            site.alloc_objects += alloc_objects;
+            site.alloc_bytes += alloc_bytes;
+            site.live_objects += live_objects;
+            site.live_bytes += live_bytes;
+            site.live_samples += live;
+        }
+        let mut sites: Vec<Site> = sites.into_values().collect();
+        for site in &mut sites {
+            site.recent_change = self.earlier.map_or(0, |earlier| earlier.change_of_site(site));
+        }
+        Ok(GoHeapState {
+            sites,
+            rate,
+            is_enabled_by_us: false,
+            view,
+            torn,
+        })
+    }
+
+    fn goroutines(&self) -> Result<Goroutines, GoError> {
+        let Reader {
+            layout,
+            variables,
+            code,
+        } = self.reader;
+        read_goroutines(self.process, layout, variables, code)
+    }
+
+    fn groups(&self, goroutines: &Goroutines) -> Vec<GoroutineGroup> {
+        let groups = group(&goroutines.all);
+        let mut groups: Vec<GoroutineGroup> = groups
+            .iter()
+            .map(|group| {
+                let earlier = self.earlier;
+                let persists = |id: &&u64| earlier.is_some_and(|earlier| earlier.ids.contains(*id));
+                GoroutineGroup {
+                    frames: self.stack(&group.example),
+                    created_by: self.created_by(&group.example),
+                    wait: wait(&group.example),
+                    count: group.ids.len() as u64,
+                    persistent: group.ids.iter().filter(persists).count() as u64,
+                    recent_change: 0,
+                    is_system: self.is_system(&group.example),
+                }
+            })
+            .collect();
+        self.note_changes(&mut groups);
+        groups
+    }
+
+    /// What waits at one place for several reasons, or was made at several, changes together: it goes to the largest group.
+    fn note_changes(&self, groups: &mut [GoroutineGroup]) {
+        let Some(earlier) = self.earlier else {
+            return;
+        };
+        let mut now: HashMap<Vec<u64>, u64> = HashMap::new();
+        for group in &*groups {
+            *now.entry(group.frames.clone()).or_default() += group.count;
+        }
+        groups.sort_by_key(|group| std::cmp::Reverse(group.count));
+        for group in groups {
+            if let Some(count) = now.remove(&group.frames) {
+                group.recent_change = difference(count, earlier.goroutines_like(group));
+            }
+        }
+    }
+
+    /// The stack of a goroutine; of one that runs, its function only.
+    fn stack(&self, goroutine: &Goroutine) -> Vec<u64> {
+        match goroutine.stack.is_empty() {
+            true if goroutine.start != 0 => {
+                let start = frame::pack(0, goroutine.start, false);
+                vec![self.mappings.place(start)]
+            }
+            _ => self.reader.code.pack(self.mappings, &goroutine.stack),
+        }
+    }
+
+    fn created_by(&self, goroutine: &Goroutine) -> Arc<str> {
+        match goroutine.created_at {
+            0 => "".into(),
+            address => self.reader.code.function(address),
+        }
+    }
+
+    fn is_system(&self, goroutine: &Goroutine) -> bool {
+        let code = &self.reader.code;
+        // A function's entry is no return address.
+        let start = code.function(goroutine.start.wrapping_add(1));
+        let is_user = |pc: &u64| !code.function(*pc).starts_with("runtime.");
+        let runs_user_code = goroutine.stack.iter().any(is_user);
+        is_system(&start, runs_user_code, self.reader.layout.version)
+    }
+
+    fn threads(&self, goroutines: &Goroutines) -> Result<Vec<ThreadGroup>, GoError> {
+        let Reader {
+            layout, variables, ..
+        } = self.reader;
+        let by_id: HashMap<u64, &Goroutine> = goroutines.all.iter().map(|of| (of.id, of)).collect();
+        let mut groups: HashMap<(&'static str, Vec<u64>), u64> = HashMap::new();
+        for thread in read_threads(self.process, layout, variables)? {
+            let frames = match by_id.get(&thread.goroutine) {
+                Some(goroutine) => self.stack(goroutine),
+                None => self.reader.code.pack(self.mappings, &thread.created_by),
+            };
+            *groups.entry((thread.hold.name(), frames)).or_default() += 1;
+        }
+        let group = |((hold, frames), count)| {
+            let mut group = ThreadGroup {
+                frames,
+                hold,
+                count,
+                recent_change: 0,
+            };
+            group.recent_change = self
+                .earlier
+                .map_or(0, |earlier| earlier.change_of_threads(&group));
+            group
+        };
+        Ok(groups.into_iter().map(group).collect())
+    }
+}
+
+fn empty_site(frames: &[u64]) -> Site {
+    Site {
+        inherited: false,
+        frames: frames.to_vec(),
+        end: EndReason::Complete,
+        alloc_objects: 0,
+        alloc_bytes: 0,
+        live_objects: 0,
+        live_bytes: 0,
+        mean_age: Duration::ZERO,
+        recent_change: 0,
+        live_samples: 0,
+    }
+}
+
+/// Why a goroutine waits, or what else it does.
+fn wait(goroutine: &Goroutine) -> &'static str {
+    match goroutine.status {
+        GoStatus::Runnable => "runnable",
+        GoStatus::Running => RUNNING,
+        GoStatus::Syscall => "syscall",
+        GoStatus::Waiting if goroutine.wait_reason.is_empty() => "waiting",
+        GoStatus::Waiting => goroutine.wait_reason,
+        GoStatus::Other(_) => "other",
+    }
+}

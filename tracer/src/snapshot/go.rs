@@ -1,0 +1,109 @@
+//! What a Go runtime says of itself: its sampled heap, its goroutines, its threads.
+
+use std::sync::Arc;
+
+use super::Site;
+
+/// Which of the runtime's two views of its heap is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GoHeapView {
+    /// As of the last completed garbage collection: what `runtime/pprof` shows.
+    #[default]
+    Published,
+    /// With what has happened since: allocations are ahead of frees.
+    Now,
+}
+
+/// What is wanted of Go targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GoWishes {
+    /// The heap profile.
+    pub heap: bool,
+    /// The goroutines.
+    pub goroutines: bool,
+    /// The threads.
+    pub threads: bool,
+    /// Which view of the heap.
+    pub view: GoHeapView,
+    /// The rate at which a runtime without a heap profile is to begin one (bytes).
+    pub enable: Option<u64>,
+}
+
+impl GoWishes {
+    /// Whether anything is wanted.
+    pub fn any(&self) -> bool {
+        self.heap || self.goroutines || self.threads
+    }
+}
+
+/// The state of a Go runtime.
+#[derive(Clone, Debug, Default)]
+pub struct GoState {
+    /// Its version in Go's words, such as `go1.24.11`.
+    pub version: String,
+    /// Its heap, if it was asked for and could be read.
+    pub heap: Option<GoHeapState>,
+    /// Its goroutines, if they were asked for and could be read.
+    pub goroutines: Option<Vec<GoroutineGroup>>,
+    /// Its threads, if they were asked for and could be read.
+    pub threads: Option<Vec<ThreadGroup>>,
+    /// What could not be read and why, and what was torn, one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// The heap profile that the runtime keeps.
+#[derive(Clone, Debug, Default)]
+pub struct GoHeapState {
+    /// Its code paths. Values are scaled by the sampling rate as `runtime/pprof` does; those from before the attach count.
+    pub sites: Vec<Site>,
+    /// `runtime.MemProfileRate` in bytes: one sample in so many on average; 0 when the runtime keeps no profile.
+    pub rate: u64,
+    /// Whether memtrace set the rate.
+    pub is_enabled_by_us: bool,
+    /// Which view the values are of.
+    pub view: GoHeapView,
+    /// Buckets that could not be read; they are not shown.
+    pub torn: u64,
+}
+
+impl GoHeapState {
+    /// Whether the values are of what was allocated before memtrace attached, too.
+    pub fn is_from_before(&self) -> bool {
+        self.rate > 0 && !self.is_enabled_by_us
+    }
+}
+
+/// What [`GoroutineGroup::wait`] is of goroutines that run: their stacks cannot be read.
+pub const RUNNING: &str = "running";
+
+/// Goroutines that do the same.
+#[derive(Clone, Debug, Default)]
+pub struct GoroutineGroup {
+    /// Their stack, innermost frame first, as packed by [`memtrace_ebpf::unwind::frame`].
+    pub frames: Vec<u64>,
+    /// The function that made them; empty for the first.
+    pub created_by: Arc<str>,
+    /// Why they wait, in the runtime's words, or else what they do, such as `running`.
+    pub wait: &'static str,
+    /// How many there are.
+    pub count: u64,
+    /// How many of them were there at the earlier reading.
+    pub persistent: u64,
+    /// Change of `count` over [`super::Snapshot::recent`].
+    pub recent_change: i64,
+    /// Whether they belong to the runtime itself, which `runtime/pprof` leaves out.
+    pub is_system: bool,
+}
+
+/// Threads that are held by the same.
+#[derive(Clone, Debug, Default)]
+pub struct ThreadGroup {
+    /// The stack of the goroutine that holds them, or of the code that had them made; innermost frame first.
+    pub frames: Vec<u64>,
+    /// What holds them: `locked`, `syscall`, `cgo`, `running`, `idle`.
+    pub hold: &'static str,
+    /// How many there are.
+    pub count: u64,
+    /// Change of `count` over [`super::Snapshot::recent`].
+    pub recent_change: i64,
+}
