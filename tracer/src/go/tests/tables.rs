@@ -98,7 +98,7 @@ fn inlined_calls_are_those_that_the_program_sees() {
         let table = binary.table();
         let main = table.find("main.main").expect("it is there").start;
         let bias = running.main - main;
-        assert!(bias % 4096 == 0 && (bias != 0) == fixture.is_pie());
+        assert!(bias.is_multiple_of(4096) && (bias != 0) == fixture.is_pie());
         let mut longest = 0;
         for stack in &running.stacks {
             for (index, said) in stack.iter().enumerate() {
