@@ -132,7 +132,7 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
 
     fn find_symbols<const N: usize>(&self, names: [&str; N]) -> Option<[Option<u64>; N]> {
         let sections = self.header.sections(ENDIAN, self.data).ok()?;
-        if sections.iter().any(|section| is_excessive(section)) {
+        if sections.iter().any(is_excessive) {
             return None;
         }
         let symbols = sections.symbols(ENDIAN, self.data, SHT_SYMTAB).ok()?;
@@ -148,7 +148,7 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
                 let rest = name.strip_prefix(wanted.as_bytes());
                 rest.is_some_and(|rest| rest.first() == Some(&0))
             };
-            if let Some(index) = names.iter().position(|wanted| is_named(wanted)) {
+            if let Some(index) = names.iter().position(is_named) {
                 is_doubtful[index] |= found[index].replace(symbol.st_value(ENDIAN)).is_some();
             }
         }

@@ -24,6 +24,7 @@ mod threads;
 mod variables;
 mod wait_reasons;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use binary::GoBinary;
@@ -78,6 +79,24 @@ pub struct GoFrame {
     pub start_line: u32,
     /// Whether it is a wrapper that the compiler made (`funcID_wrapper`), which `runtime/pprof` leaves out.
     pub is_wrapper: bool,
+}
+
+impl GoFrame {
+    /// The function's name as Go prints it, in stack traces and in the text forms of its profiles: with `[...]` for type
+    /// arguments. In Go's `pprof` files the name is whole (`runtime_FrameSymbolName`); Go 1.19 has no other than the short one.
+    pub fn printed_function(&self) -> Cow<'_, str> {
+        printed_name(&self.function)
+    }
+}
+
+/// `funcNameForPrint` (`runtime/symtab.go`).
+fn printed_name(name: &str) -> Cow<'_, str> {
+    match (name.find('['), name.rfind(']')) {
+        (Some(begin), Some(end)) if begin < end => {
+            Cow::Owned(format!("{}[...]{}", &name[..begin], &name[end + 1..]))
+        }
+        _ => Cow::Borrowed(name),
+    }
 }
 
 /// Where the runtime keeps what is read (virtual addresses in the process).

@@ -3,7 +3,7 @@
 //! It has no symbol in a stripped file. It is found by its first words, which are addresses in the table of
 //! functions (`.gopclntab`), and believed when the seven pointers into that table all agree.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use object::read::ReadRef;
@@ -127,7 +127,7 @@ fn places<'d, R: ReadRef<'d>>(
             .filter(|&place| word(&bytes, place) == Some(table) && word(&bytes, place + 8) == Some(names));
         places.extend(found.map(|place| segment.range.start + place as u64));
     }
-    let of_table: Vec<_> = image
+    let of_table: HashSet<_> = image
         .relocations()
         .filter(|relocation| relocation.value == table)
         .map(|relocation| relocation.address)

@@ -23,11 +23,13 @@ use values::Values;
 /// What the runtime calls a file that it does not know.
 const UNKNOWN_FILE: &str = "?";
 /// How many calls may be inlined into one another. Compilers stop long before; a file may claim a cycle.
-const MAX_INLINED: usize = 1024;
+const MAX_INLINED: usize = 256;
 /// How much more than the beginning of the last inline tree is read of it (bytes).
 const MAX_INLINE_TREE: u64 = 1 << 20;
 /// What stands for a `FUNCDATA` that a function does not have.
 const NO_DATA: u32 = u32::MAX;
+/// `FuncFlagTopFrame`.
+const TOP_FRAME: u8 = 1;
 /// `PCDATA_InlTreeIndex`.
 const INLINE_INDEX: u32 = 2;
 /// `FUNCDATA_InlTree`.
@@ -119,6 +121,14 @@ impl Pclntab {
         let function = self.function(address)?;
         let value = self.value(u32_at(function.fields, field::STACK)?, function, address)?;
         u32::try_from(value).ok()
+    }
+
+    /// Whether nothing calls the function that covers an address, as `runtime.goexit` and `runtime.mstart`: a walk of a
+    /// stack ends there (`FuncFlagTopFrame`, `internal/abi/symtab.go`).
+    pub fn is_outermost(&self, address: u64) -> bool {
+        let function = self.function(address);
+        let flags = function.and_then(|function| function.fields.get(self.variable_part() - 3));
+        flags.is_some_and(|flags| flags & TOP_FRAME != 0)
     }
 
     /// The code of the function with this name, such as `runtime.mallocgc`, if there is exactly one.

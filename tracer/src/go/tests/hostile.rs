@@ -6,7 +6,8 @@ use std::path::Path;
 
 use object::{Object, ObjectSection};
 
-use super::fixtures;
+use super::fixtures::{self, Mode};
+use super::open;
 use crate::go::{GoBinary, GoError, Version, build_info};
 
 /// Opens the file, and asks everything of it.
@@ -94,6 +95,26 @@ fn damaged_files_do_no_harm() {
         for part in [0, 63, 64, 4096, original.len() / 2, original.len() - 1] {
             exercise(&original[..part]);
         }
+    }
+}
+
+#[test]
+fn sections_are_not_needed() {
+    let fixtures = fixtures::all().iter();
+    for fixture in fixtures.filter(|fixture| fixture.mode == Mode::Default) {
+        let mut bytes = fs::read(&fixture.path).expect("the program is there");
+        // e_shoff, e_shnum and e_shstrndx.
+        bytes[0x28..0x30].fill(0);
+        bytes[0x3c..0x40].fill(0);
+        let mut file = tempfile::tempfile().expect("a temporary file can be made");
+        file.write_all(&bytes).expect("it can be written");
+        let binary = GoBinary::open(&file)
+            .expect("it is not damaged")
+            .expect("it is Go");
+        let (ours, whole) = (binary.table(), open(&fixture.path).table());
+        assert!(ours.entries().eq(whole.entries()));
+        let main = whole.find("main.main").expect("it is there").start;
+        assert_eq!(ours.frames(main), whole.frames(main));
     }
 }
 
