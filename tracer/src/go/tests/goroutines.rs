@@ -7,7 +7,7 @@ use super::{
     target::{Symbols, TOOLCHAINS, Target, for_each},
 };
 use crate::go::{
-    FrameSizes, GoError, GoStatus, Goroutine, Goroutines, Layout, Version, group, is_system, read_goroutines,
+    FrameSizes, GoStatus, Goroutine, Goroutines, Layout, Version, group, is_system, read_goroutines,
 };
 
 /// What is `funcID_wrapper`, which `runtime/pprof` leaves out: methods that the compiler made, and what runs deferred calls.

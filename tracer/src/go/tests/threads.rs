@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::target::{TOOLCHAINS, for_each};
-use crate::go::{GoError, GoThread, Layout, ThreadHold, Version, read_threads};
+use crate::go::{GoThread, Layout, ThreadHold, Version, read_threads};
 
 #[test]
 fn ids_are_those_of_the_kernel() {
