@@ -353,7 +353,10 @@ fn read_under_stress(target: &mut Driven, view: &str) -> Result<u32> {
     let errors = target.expect("end ")?;
     ensure!(errors == "0", "{errors} blocks of the program were damaged");
     memtrace.interrupt()?.check_code()?;
-    ensure!(fewer * 10 <= number, "goroutines are missing in {fewer} of {number} snapshots");
+    ensure!(
+        fewer * 10 <= number,
+        "goroutines are missing in {fewer} of {number} snapshots"
+    );
     let last = last.context("no snapshot")?;
     for (function, _) in STRESS_SITES {
         ensure!(last.through(function).alloc_objects > 0, "{function} is missing");

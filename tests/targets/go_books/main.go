@@ -47,7 +47,8 @@ func takeUpRate() {
 	for processor := 0; processor < runtime.GOMAXPROCS(0); processor++ {
 		go func() {
 			for n := 0; n < 200; n++ {
-				largest = make([]byte, 64<<10)
+				// Of a size that the compiler does not know, it is on the heap.
+				runtime.KeepAlive(make([]byte, 64<<10+n))
 				time.Sleep(time.Microsecond)
 			}
 			done <- true
@@ -57,8 +58,6 @@ func takeUpRate() {
 		<-done
 	}
 }
-
-var largest []byte
 
 // The tests leave out what goes through here: this goroutine prints at one time and reads at another.
 func serve() {
