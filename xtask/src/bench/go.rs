@@ -10,7 +10,6 @@ use std::{
 use anyhow::{Result, bail};
 
 use super::{
-    Timing,
     statistics::Samples,
     target::Target,
     tracer::{Ready, Tracer},
@@ -25,6 +24,8 @@ const HEAP: u32 = 1024;
 const GOROUTINES: u32 = 100_000;
 /// Before each measurement (ms).
 const WARM_UP: u64 = 50;
+/// The shortest measurement (ms): a shorter one would be noise.
+const SHORTEST: u64 = 50;
 /// No snapshot takes this long.
 const LIMIT: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_millis(2);
@@ -35,7 +36,7 @@ const PROFILES: [&str; 2] = ["heap", "goroutine"];
 ///
 /// # Errors
 /// When something cannot be built or started, or a snapshot does not come.
-pub fn go(timing: Timing) -> Result<()> {
+pub fn go(rounds: u32) -> Result<()> {
     let program = compile()?;
     let memtrace = build(Profile::Release)?;
     let mut command = process::command(&program);
@@ -45,27 +46,29 @@ pub fn go(timing: Timing) -> Result<()> {
     let mut session = Session::attach(&memtrace, target.pid())?;
     // The first snapshot reads the symbols.
     let first = session.snapshot()?;
+    // As long as a snapshot takes, so that the whole measurement falls into it.
+    let milliseconds = u64::try_from(session.snapshot()?.as_millis())?.max(SHORTEST);
     let (mut times, mut ratios) = (Samples::default(), Samples::default());
     let mut without = Samples::default();
-    for round in 1..=timing.rounds {
-        eprintln!("round {round} of {}", timing.rounds);
+    for round in 1..=rounds {
+        eprintln!("round {round} of {rounds}");
         // By turns the one and the other comes first: the heap and the machine change meanwhile.
         let is_first = round % 2 == 0;
         let early = is_first
-            .then(|| measure_with(&mut target, &mut session, timing.milliseconds))
+            .then(|| measure_with(&mut target, &mut session, milliseconds))
             .transpose()?;
         target.run(WARM_UP)?;
-        let alone = target.run(timing.milliseconds)?.wall;
+        let alone = target.run(milliseconds)?.wall;
         let (wall, time) = match early {
             Some(measured) => measured,
-            None => measure_with(&mut target, &mut session, timing.milliseconds)?,
+            None => measure_with(&mut target, &mut session, milliseconds)?,
         };
         without.0.push(alone);
         ratios.0.push(wall / alone);
         times.0.push(time.as_secs_f64() * 1000.0);
     }
     session.tracer.end()?;
-    print(first, &times, &without, &ratios, timing);
+    print(first, &times, &without, &ratios, milliseconds);
     Ok(())
 }
 
@@ -151,20 +154,19 @@ fn compile() -> Result<PathBuf> {
     Ok(program)
 }
 
-fn print(first: Duration, times: &Samples, without: &Samples, ratios: &Samples, timing: Timing) {
+fn print(first: Duration, times: &Samples, without: &Samples, ratios: &Samples, milliseconds: u64) {
     let range = |samples: &Samples, digits: usize| {
         let (low, high) = samples.range().unwrap_or((f64::NAN, f64::NAN));
         let median = samples.median().unwrap_or(f64::NAN);
         format!("{median:.digits$} ({low:.digits$} to {high:.digits$})")
     };
     println!(
-        "\nA Go program with {HEAP} MiB of heap and {GOROUTINES} goroutines; {} pairs of rounds of {} ms. Medians and ranges.\n\
+        "\nA Go program with {HEAP} MiB of heap and {GOROUTINES} goroutines; {} pairs of measurements of {milliseconds} ms. Medians and ranges.\n\
          first snapshot: {:.0} ms\n\
          further snapshots, while the program works: {} ms\n\
          one operation of the program without: {} ns\n\
          while a snapshot is taken, times as long: {}",
-        timing.rounds,
-        timing.milliseconds,
+        ratios.0.len(),
         first.as_secs_f64() * 1000.0,
         range(times, 0),
         range(without, 1),

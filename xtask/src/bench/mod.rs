@@ -46,7 +46,11 @@ pub enum Bench {
     /// What a program that is not traced loses while memtrace traces another one.
     Bystander(Chosen),
     /// How long a snapshot of a Go program with a large heap takes, and what the program loses meanwhile.
-    Go(Timing),
+    Go {
+        /// How often it is measured without a snapshot and with one.
+        #[arg(long, default_value_t = 15)]
+        rounds: u32,
+    },
 }
 
 /// What to measure of many.
@@ -111,7 +115,7 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
         Bench::Children { rounds } => children::children(*rounds)?,
         Bench::Handles(chosen) => handles::handles(chosen)?,
         Bench::Bystander(chosen) => bystander::bystander(chosen)?,
-        Bench::Go(timing) => go::go(*timing)?,
+        Bench::Go { rounds } => go::go(*rounds)?,
     }
     Ok(ExitCode::SUCCESS)
 }
