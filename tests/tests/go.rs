@@ -224,12 +224,15 @@ fn the_default_rate_is_scaled() -> Result<()> {
 fn more_blocks(target: &mut Driven, arguments: &[&str]) -> Result<Values> {
     let memtrace = Memtrace::attach(target.pid(), arguments)?;
     let heap = memtrace.interrupt()?.profile("heap.pb.gz", GoHeap::read)?;
+    let published = heap.through("main.recurse");
+    ensure!(published.inuse_bytes > 0, "what is published is missing");
     Ok(heap.through("main.moreBlocks"))
 }
 
 #[test]
 fn what_no_collection_has_seen_is_shown_on_demand() -> Result<()> {
     with_newest_and_oldest(Variant::Default, &[], |target| {
+        Books::of(target)?;
         target.tell("more")?;
         let answer = target.expect("end ")?;
         let (count, size) = answer.split_once(' ').context("one number")?;
@@ -255,6 +258,7 @@ fn what_no_collection_has_seen_is_shown_on_demand() -> Result<()> {
 #[test]
 fn c_code_has_a_profile_of_its_own() -> Result<()> {
     with_newest_and_oldest(Variant::Cgo, &[], |target| {
+        Books::of(target)?;
         let memtrace = Memtrace::attach(target.pid(), &["--profiles", "heap"])?;
         target.tell("native")?;
         let bytes: i64 = target.expect("end ")?.parse()?;

@@ -73,8 +73,11 @@ fn with_service(package: &str, has_pprof: bool, test: impl FnOnce(&Service) -> R
     let Some(toolchain) = Toolchain::of(VERSION)? else {
         return Ok(());
     };
-    let _turn = serial::turn()?;
     let program = GoProgram::new(MODULE).package(package);
+    if !program.has_modules(&toolchain)? {
+        return Ok(());
+    }
+    let _turn = serial::turn()?;
     let service = if has_pprof {
         Service::start(toolchain, &program.with_pprof(), Variant::Default)
     } else {
