@@ -12,6 +12,9 @@ use anyhow::{Context, bail, ensure};
 
 use crate::{Result, compile, skip};
 
+/// The versions of Go whose programs memtrace reads, and that tests can build with.
+pub const VERSIONS: [&str; 8] = ["1.19", "1.21", "1.22", "1.23", "1.24", "1.25", "1.26", "1.27"];
+
 /// Debian's package golang-1.19-go: older than what other versions can be had by.
 const OLDEST: (&str, &str) = ("1.19", "/usr/lib/go-1.19/bin/go");
 

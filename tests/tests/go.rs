@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use memtrace_tests::{
     Result,
     driven::{self, Driven},
-    go_build::{GoProgram, Toolchain, Variant},
+    go_build::{GoProgram, Toolchain, VERSIONS, Variant},
     go_profile::{GoHeap, Goroutines, Site, WaitKey, read_threads},
     go_text::{HeapText, goroutines, waits},
     profile::{Heap, Values},
@@ -184,6 +184,34 @@ fn go_1_26_prints_the_same() -> Result<()> {
 #[test]
 fn go_1_27_prints_the_same() -> Result<()> {
     matrix("1.27")
+}
+
+// ---------------------------------------------------------------------------------------------- without memtrace
+
+/// The texts say what the program's own profiles say: what memtrace is compared with is read rightly.
+#[test]
+fn texts_agree_with_the_programs_own_profiles() -> Result<()> {
+    let _turn = serial::turn()?;
+    for version in VERSIONS {
+        let Some(toolchain) = Toolchain::of(version)? else {
+            continue;
+        };
+        let mut target = start(&toolchain, Variant::Default, &[])?;
+        let books = Books::of(&mut target)?;
+        let directory = tempfile::tempdir()?;
+        let path = directory.path();
+        target.tell(&format!("profiles {}", path.display()))?;
+        target.expect("end")?;
+        let context = || toolchain.to_string();
+        books
+            .check_heap(&GoHeap::read_any(&path.join("heap.pb.gz"))?)
+            .with_context(context)?;
+        let mut sites = Goroutines::read(&path.join("goroutine.pb.gz"))?.sites();
+        sites.retain(|site, _| !site.contains("main.serve"));
+        driven::check(differences(&books.goroutines, &sites), &[]).with_context(context)?;
+        target.exit()?;
+    }
+    Ok(())
 }
 
 // ---------------------------------------------------------------------------------------------- the newest and the oldest
