@@ -12,6 +12,9 @@ use anyhow::{Context, bail, ensure};
 
 use crate::{Result, compile, skip};
 
+/// The versions of Go whose programs memtrace reads, and that tests can build with.
+pub const VERSIONS: [&str; 8] = ["1.19", "1.21", "1.22", "1.23", "1.24", "1.25", "1.26", "1.27"];
+
 /// Debian's package golang-1.19-go: older than what other versions can be had by.
 const OLDEST: (&str, &str) = ("1.19", "/usr/lib/go-1.19/bin/go");
 
@@ -82,6 +85,17 @@ impl Toolchain {
             return Ok(None);
         }
         Ok(Some(Self { go, choice, release }))
+    }
+
+    /// The command `go` in the directory of a module.
+    fn command(&self, module: &str) -> Command {
+        let mut command = Command::new(&self.go);
+        command
+            .current_dir(compile::target_sources().join(module))
+            .env_remove("GOFLAGS")
+            .env("GOWORK", "off")
+            .env("GOTOOLCHAIN", self.choice);
+        command
     }
 }
 
@@ -155,6 +169,21 @@ impl GoProgram {
         self
     }
 
+    /// Whether the modules that it needs are there or can be fetched; otherwise says why not.
+    pub fn has_modules(&self, toolchain: &Toolchain) -> Result<bool> {
+        let mut command = toolchain.command(&self.module);
+        let output = command
+            .args(["mod", "download"])
+            .output()
+            .with_context(|| format!("running {command:?}"))?;
+        if !output.status.success() {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            let reason = errors.lines().last().unwrap_or_default();
+            skip::skipped(&format!("the modules of {} cannot be had: {reason}", self.module));
+        }
+        Ok(output.status.success())
+    }
+
     /// Builds it, unless the same source was built in the same way before.
     pub fn path(&self, toolchain: &Toolchain, variant: Variant) -> Result<PathBuf> {
         let fingerprint = self.fingerprint(toolchain, variant)?;
@@ -176,18 +205,14 @@ impl GoProgram {
         // As in `compile`: of two tests that build the same, the last rename wins.
         let attempt = ATTEMPT.fetch_add(1, Ordering::Relaxed);
         let scratch = built.with_extension(format!("{}-{attempt}", std::process::id()));
-        let mut command = Command::new(&toolchain.go);
+        let mut command = toolchain.command(&self.module);
         command
             .args(["build", "-buildvcs=false", "-tags", &self.tags])
             .args(variant.flags())
             .arg("-o")
             .args([scratch.as_os_str(), self.package.as_ref()])
-            .current_dir(compile::target_sources().join(&self.module))
-            .env_remove("GOFLAGS")
-            .env("GOWORK", "off")
             .env("GOCACHE", compile::cache_directory()?.join("go/cache"))
-            .env("CGO_ENABLED", if variant == Variant::Cgo { "1" } else { "0" })
-            .env("GOTOOLCHAIN", toolchain.choice);
+            .env("CGO_ENABLED", if variant == Variant::Cgo { "1" } else { "0" });
         run(&mut command)?;
         if variant == Variant::Stripped {
             run(Command::new("strip").arg(&scratch))?;

@@ -70,10 +70,15 @@ pub struct GoHeap {
 }
 
 impl GoHeap {
-    /// Reads and checks a profile: its types, and that nobody holds more than was allocated.
+    /// Reads and checks a profile of memtrace's: its types, and that nobody holds more than was allocated.
     pub fn read(path: &Path) -> Result<Self> {
+        Samples::read(path, &SAMPLE_TYPES)?.check_default("inuse_space")?;
+        Self::read_any(path)
+    }
+
+    /// As [`Self::read`], of the program's own, which has no default.
+    pub fn read_any(path: &Path) -> Result<Self> {
         let profile = Samples::read(path, &SAMPLE_TYPES)?;
-        profile.check_default("inuse_space")?;
         let (name, unit) = &profile.period_type;
         ensure!(
             (name.as_str(), unit.as_str()) == ("space", "bytes"),

@@ -13,6 +13,7 @@ pub mod fd_profile;
 pub mod gdb;
 pub mod go_build;
 pub mod go_profile;
+pub mod go_runs;
 pub mod go_text;
 pub mod ground;
 pub mod kernel;

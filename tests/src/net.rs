@@ -50,6 +50,21 @@ pub fn fetch(address: SocketAddr, path: &str) -> Result<()> {
     Ok(())
 }
 
+/// Fetches a page as HTTP/1.0 has it, without chunks, and returns its text; an error unless the status is 200.
+pub fn text(address: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address).context("connecting")?;
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .context("setting a timeout")?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: test\r\n\r\n").context("sending the request")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("reading the answer")?;
+    match answer.split_once("\r\n\r\n") {
+        Some((head, text)) if head.split(' ').nth(1) == Some("200") => Ok(text.to_owned()),
+        _ => bail!("{path}: {}", answer.chars().take(200).collect::<String>()),
+    }
+}
+
 /// Connects, has one request answered with something that ends with `answer`, and keeps the connection.
 pub fn hold(address: SocketAddr, request: &str, answer: &str) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(address).context("connecting")?;

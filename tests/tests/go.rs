@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use memtrace_tests::{
     Result,
     driven::{self, Driven},
-    go_build::{GoProgram, Toolchain, Variant},
+    go_build::{GoProgram, Toolchain, VERSIONS, Variant},
     go_profile::{GoHeap, Goroutines, Site, WaitKey, read_threads},
     go_text::{HeapText, goroutines, waits},
     profile::{Heap, Values},
@@ -186,6 +186,34 @@ fn go_1_27_prints_the_same() -> Result<()> {
     matrix("1.27")
 }
 
+// ---------------------------------------------------------------------------------------------- without memtrace
+
+/// The texts say what the program's own profiles say: what memtrace is compared with is read rightly.
+#[test]
+fn texts_agree_with_the_programs_own_profiles() -> Result<()> {
+    let _turn = serial::turn()?;
+    for version in VERSIONS {
+        let Some(toolchain) = Toolchain::of(version)? else {
+            continue;
+        };
+        let mut target = start(&toolchain, Variant::Default, &[])?;
+        let books = Books::of(&mut target)?;
+        let directory = tempfile::tempdir()?;
+        let path = directory.path();
+        target.tell(&format!("profiles {}", path.display()))?;
+        target.expect("end")?;
+        let context = || toolchain.to_string();
+        books
+            .check_heap(&GoHeap::read_any(&path.join("heap.pb.gz"))?)
+            .with_context(context)?;
+        let mut sites = Goroutines::read(&path.join("goroutine.pb.gz"))?.sites();
+        sites.retain(|site, _| !site.contains("main.serve"));
+        driven::check(differences(&books.goroutines, &sites), &[]).with_context(context)?;
+        target.exit()?;
+    }
+    Ok(())
+}
+
 // ---------------------------------------------------------------------------------------------- the newest and the oldest
 
 /// Runs a test with a program that each of the two built; fewer where a version cannot be had.
@@ -224,12 +252,15 @@ fn the_default_rate_is_scaled() -> Result<()> {
 fn more_blocks(target: &mut Driven, arguments: &[&str]) -> Result<Values> {
     let memtrace = Memtrace::attach(target.pid(), arguments)?;
     let heap = memtrace.interrupt()?.profile("heap.pb.gz", GoHeap::read)?;
+    let published = heap.through("main.recurse");
+    ensure!(published.inuse_bytes > 0, "what is published is missing");
     Ok(heap.through("main.moreBlocks"))
 }
 
 #[test]
 fn what_no_collection_has_seen_is_shown_on_demand() -> Result<()> {
     with_newest_and_oldest(Variant::Default, &[], |target| {
+        Books::of(target)?;
         target.tell("more")?;
         let answer = target.expect("end ")?;
         let (count, size) = answer.split_once(' ').context("one number")?;
@@ -255,6 +286,7 @@ fn what_no_collection_has_seen_is_shown_on_demand() -> Result<()> {
 #[test]
 fn c_code_has_a_profile_of_its_own() -> Result<()> {
     with_newest_and_oldest(Variant::Cgo, &[], |target| {
+        Books::of(target)?;
         let memtrace = Memtrace::attach(target.pid(), &["--profiles", "heap"])?;
         target.tell("native")?;
         let bytes: i64 = target.expect("end ")?.parse()?;

@@ -1,6 +1,7 @@
 // A program that prints the runtime's own books: its heap and its goroutines, as runtime/pprof writes them with debug=1.
 //
-// It answers lines on its stdin: `books` collects garbage twice and prints both, and then each goroutine (debug=2); `more` allocates blocks that no
+// It answers lines on its stdin: `books` collects garbage twice and prints both, and then each goroutine (debug=2); `profiles DIRECTORY` writes
+// the same as profiles; `more` allocates blocks that no
 // collection has seen; `native` allocates in C, when it is built with cgo; `stress MS` allocates and collects for so long,
 // in many goroutines; `exit` ends it. With the argument `default` it keeps the default rate of the heap profile.
 package main
@@ -9,6 +10,7 @@ import (
 	"bufio"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"runtime/pprof"
@@ -47,7 +49,8 @@ func takeUpRate() {
 	for processor := 0; processor < runtime.GOMAXPROCS(0); processor++ {
 		go func() {
 			for n := 0; n < 200; n++ {
-				largest = make([]byte, 64<<10)
+				// Of a size that the compiler does not know, it is on the heap.
+				runtime.KeepAlive(make([]byte, 64<<10+n))
 				time.Sleep(time.Microsecond)
 			}
 			done <- true
@@ -58,8 +61,6 @@ func takeUpRate() {
 	}
 }
 
-var largest []byte
-
 // The tests leave out what goes through here: this goroutine prints at one time and reads at another.
 func serve() {
 	input := bufio.NewScanner(os.Stdin)
@@ -68,6 +69,10 @@ func serve() {
 		switch words[0] {
 		case "books":
 			books()
+		case "profiles":
+			write(words[1], "heap")
+			write(words[1], "goroutine")
+			fmt.Println("end")
 		case "more":
 			moreBlocks()
 			fmt.Println("end", moreCount, moreSize)
@@ -87,6 +92,17 @@ func print(profile string, detail int) {
 		panic(err)
 	}
 	fmt.Println("end")
+}
+
+func write(directory, profile string) {
+	file, err := os.Create(filepath.Join(directory, profile+".pb.gz"))
+	if err == nil {
+		err = pprof.Lookup(profile).WriteTo(file, 0)
+	}
+	if err != nil {
+		panic(err)
+	}
+	file.Close()
 }
 
 func books() {

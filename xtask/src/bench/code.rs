@@ -1,8 +1,9 @@
-//! How many breakpoints there are in a process's libc: the one sign of an attached tracer that all tracers share.
+//! How many breakpoints there are in a process's libc, or in a static program: the one sign of an attached tracer that all tracers share.
 
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt as _,
+    path::Path,
 };
 
 use anyhow::{Context as _, Result};
@@ -10,7 +11,7 @@ use anyhow::{Context as _, Result};
 /// x86's `int3`.
 const BREAKPOINT: u8 = 0xcc;
 
-/// The code of a process's libc, to compare with what its file holds.
+/// The code of a process's libc, or of the program when it is linked with none, to compare with what its file holds.
 pub struct Code {
     memory: File,
     begin: u64,
@@ -18,17 +19,21 @@ pub struct Code {
 }
 
 impl Code {
-    /// Finds the code of libc in a running process.
+    /// Finds the code in a running process.
     ///
     /// # Errors
-    /// When the process is gone or maps no libc.
+    /// When the process is gone.
     pub fn of(pid: u32) -> Result<Self> {
         let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
-        let mut fields = maps
-            .lines()
-            .map(|line| line.split_whitespace().collect::<Vec<_>>())
-            .find(|fields| fields.len() == 6 && fields[1].contains('x') && fields[5].ends_with("/libc.so.6"))
-            .with_context(|| format!("process {pid} maps no libc.so.6"))?
+        let program = fs::read_link(format!("/proc/{pid}/exe"))?;
+        let find = |is_wanted: &dyn Fn(&str) -> bool| {
+            let mut mappings = maps.lines().map(|line| line.split_whitespace().collect());
+            mappings
+                .find(|fields: &Vec<_>| fields.len() == 6 && fields[1].contains('x') && is_wanted(fields[5]))
+        };
+        let mut fields = find(&|path| path.ends_with("/libc.so.6"))
+            .or_else(|| find(&|path| program == Path::new(path)))
+            .with_context(|| format!("process {pid} maps neither libc.so.6 nor its program"))?
             .into_iter();
         let mut next = || fields.next().unwrap_or_default();
         let (range, _permissions, offset) = (next(), next(), next());

@@ -1,13 +1,14 @@
 //! `cargo xtask bench`: what one malloc+free pair costs, untraced and under each tracer, in one run and one table:
 //! `pair` in one thread, `sampled` when memtrace records a sample, `threads` in many threads at once; what following
 //! `children` costs; what opening, mapping and touching memory costs a traced program (`handles`), and what tracing one costs
-//! all others (`bystander`).
+//! all others (`bystander`); what reading a `go` program costs.
 
 mod bystander;
 mod children;
 mod code;
 mod contestant;
 mod costs;
+mod go;
 mod handles;
 mod memleak;
 mod modes;
@@ -44,6 +45,12 @@ pub enum Bench {
     Handles(Chosen),
     /// What a program that is not traced loses while memtrace traces another one.
     Bystander(Chosen),
+    /// How long a snapshot of a Go program with a large heap takes, and what the program loses meanwhile.
+    Go {
+        /// How often it is measured without a snapshot and with one.
+        #[arg(long, default_value_t = 15)]
+        rounds: u32,
+    },
 }
 
 /// What to measure of many.
@@ -108,6 +115,7 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
         Bench::Children { rounds } => children::children(*rounds)?,
         Bench::Handles(chosen) => handles::handles(chosen)?,
         Bench::Bystander(chosen) => bystander::bystander(chosen)?,
+        Bench::Go { rounds } => go::go(*rounds)?,
     }
     Ok(ExitCode::SUCCESS)
 }

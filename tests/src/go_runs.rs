@@ -1,0 +1,48 @@
+//! What tests of Go programs look for in memtrace's report, and in the program's own memory.
+
+use std::{fs, os::unix::fs::FileExt, path::Path};
+
+use anyhow::{Context, ensure};
+use object::{Object, ObjectSymbol};
+
+use crate::Result;
+
+/// The first lines of a report: what is wrong is to be seen without scrolling.
+const FIRST_LINES: usize = 12;
+
+/// The lines that a report begins with.
+pub fn first_lines(report: &str) -> Vec<&str> {
+    report
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .take(FIRST_LINES)
+        .collect()
+}
+
+/// Insists that of all functions with this prefix, which are the program's own, the report first names this one, and at once.
+pub fn check_names_first(report: &str, prefix: &str, function: &str) -> Result<()> {
+    let first = first_lines(report).into_iter().find(|line| line.contains(prefix));
+    ensure!(
+        first.is_some_and(|line| line.contains(function)),
+        "the report does not begin with {function}:\n{report}"
+    );
+    Ok(())
+}
+
+/// The rate of the heap profile in a running program that has a symbol table and is not position-independent.
+pub fn mem_profile_rate(program: &Path, pid: u32) -> Result<u64> {
+    let bytes = fs::read(program).with_context(|| format!("reading {}", program.display()))?;
+    let file = object::File::parse(&*bytes).with_context(|| format!("parsing {}", program.display()))?;
+    let mut symbols = file.symbols();
+    let symbol = symbols.find(|symbol| symbol.name() == Ok("runtime.MemProfileRate"));
+    let address = symbol
+        .context("the program has no runtime.MemProfileRate")?
+        .address();
+    let path = format!("/proc/{pid}/mem");
+    let memory = fs::File::open(&path).with_context(|| format!("opening {path}"))?;
+    let mut value = [0; 8];
+    memory
+        .read_exact_at(&mut value, address)
+        .with_context(|| format!("reading {path}"))?;
+    Ok(u64::from_le_bytes(value))
+}

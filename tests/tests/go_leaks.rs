@@ -1,0 +1,268 @@
+//! Go programs that leak, most of them without pprof: what memtrace's report says first, and what its profiles have.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use memtrace_tests::{
+    Result,
+    child::{Child, PATIENCE},
+    fd_profile::Fds,
+    go_build::{GoProgram, Toolchain, Variant},
+    go_profile::{GoHeap, Goroutines, read_threads},
+    go_runs::{check_names_first, first_lines, mem_profile_rate},
+    serial, skip,
+    tracer::{Memtrace, Outcome},
+};
+
+const PROGRAM: &str = "go_leaks";
+/// How long memtrace watches a leak.
+const WATCH: [&str; 2] = ["--duration", "6s"];
+/// What a leak has at least leaked meanwhile: it would be 600 at its pace, on a machine that does nothing else.
+const LEAST: i64 = 60;
+/// The rate that `--go-enable-heap` sets when it is given none (bytes).
+const ENABLED_RATE: u64 = 65536;
+
+/// The newest Go and the oldest, each with a way of building.
+const BUILDS: [(&str, Variant); 2] = [("1.19", Variant::Default), ("1.27", Variant::NoSymbols)];
+
+/// Runs a test with the program as each of [`BUILDS`] makes it; fewer where a version cannot be had.
+fn with_each_build(program: &GoProgram, test: impl Fn(PathBuf) -> Result<()>) -> Result<()> {
+    with_builds(program, &BUILDS, test)
+}
+
+fn with_builds(
+    program: &GoProgram,
+    builds: &[(&str, Variant)],
+    test: impl Fn(PathBuf) -> Result<()>,
+) -> Result<()> {
+    if !skip::can_trace() {
+        return Ok(());
+    }
+    let _turn = serial::turn()?;
+    for (version, variant) in builds {
+        let Some(toolchain) = Toolchain::of(version)? else {
+            continue;
+        };
+        test(program.path(&toolchain, *variant)?).with_context(|| format!("{toolchain}, {variant:?}"))?;
+    }
+    Ok(())
+}
+
+fn unprofiled() -> GoProgram {
+    GoProgram::new(PROGRAM)
+}
+
+/// Starts the program, and returns it with what it prints when it is ready.
+fn start(program: &Path, arguments: &[&str]) -> Result<(Child, String)> {
+    let mut target = Child::spawn(Command::new(program).args(arguments))?;
+    let ready = target.stdout.expect("ready ", PATIENCE)?;
+    Ok((target, ready))
+}
+
+/// Watches the program leak for a while.
+fn watch(program: &Path, leak: &[&str], arguments: &[&str]) -> Result<Outcome> {
+    let (mut target, _) = start(program, leak)?;
+    let memtrace = Memtrace::attach(target.pid(), &[&WATCH, arguments].concat())?;
+    let outcome = memtrace.finish(PATIENCE)?;
+    outcome.check_code()?;
+    ensure!(target.is_running()?, "the target has ended");
+    Ok(outcome)
+}
+
+// ---------------------------------------------------------------------------------------------- the leaks
+
+fn check_slice(outcome: &Outcome) -> Result<()> {
+    let function = "main.(*trail).remember";
+    check_names_first(&outcome.stdout, "main.", function)?;
+    let heap = outcome.profile("heap.pb.gz", GoHeap::read)?;
+    let held = heap.through(function);
+    // 16 KiB and a little each. The published view is behind by a collection or two.
+    ensure!(held.inuse_objects >= LEAST / 2, "{held:?}");
+    ensure!(
+        held.inuse_objects * 4 > held.alloc_objects * 3,
+        "nothing was freed: {held:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn slice_that_only_grows() -> Result<()> {
+    with_each_build(&unprofiled(), |program| {
+        check_slice(&watch(&program, &["slice"], &["--go-enable-heap"])?)
+    })
+}
+
+#[test]
+fn slice_that_only_grows_with_pprof() -> Result<()> {
+    with_each_build(&unprofiled().with_pprof(), |program| {
+        check_slice(&watch(&program, &["slice"], &[])?)
+    })
+}
+
+#[test]
+fn goroutines_that_hang() -> Result<()> {
+    with_each_build(&unprofiled(), |program| {
+        let outcome = watch(&program, &["goroutines"], &[])?;
+        check_names_first(&outcome.stdout, "main.", "main.waitForReply")?;
+        let goroutines = outcome.profile("goroutine.pb.gz", Goroutines::read)?;
+        let waits = goroutines.waits();
+        let leaked: i64 = waits
+            .iter()
+            .filter(|(key, _)| key.function == "main.waitForReply" && key.wait == "chan receive")
+            .map(|(_, count)| count)
+            .sum();
+        ensure!(leaked >= LEAST, "{leaked} goroutines hang: {waits:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn files_that_nobody_closes() -> Result<()> {
+    with_each_build(&unprofiled(), |program| {
+        let outcome = watch(&program, &["files"], &[])?;
+        check_names_first(&outcome.stdout, "main.", "main.openReport")?;
+        let fds = outcome.profile("fd.pb.gz", Fds::read)?;
+        let open = fds.open_through("main.openReport", "file");
+        ensure!(open >= LEAST, "{open} files are open\n{}", fds.describe());
+        Ok(())
+    })
+}
+
+#[test]
+fn bodies_that_nobody_closes() -> Result<()> {
+    // Each version makes its connections in its own way.
+    let builds = [BUILDS[0], ("1.24", Variant::Default), BUILDS[1]];
+    with_builds(&unprofiled(), &builds, |program| {
+        let (_server, address) = start(&program, &["serve"])?;
+        let outcome = watch(&program, &["bodies", &address], &[])?;
+        check_names_first(&outcome.stdout, "main.", "main.fetchPrice")?;
+        let fds = outcome.profile("fd.pb.gz", Fds::read)?;
+        let open = fds.open_through("main.fetchPrice", "tcp");
+        ensure!(open >= LEAST, "{open} sockets are open\n{}", fds.describe());
+        let goroutines = outcome.profile("goroutine.pb.gz", Goroutines::read)?;
+        for function in ["readLoop", "writeLoop"] {
+            let count = goroutines.through(&format!("net/http.(*persistConn).{function}"));
+            ensure!(count >= LEAST, "{count} goroutines in {function}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn threads_that_pile_up() -> Result<()> {
+    with_each_build(&unprofiled(), |program| {
+        let outcome = watch(&program, &["threads"], &[])?;
+        check_names_first(&outcome.stdout, "main.", "main.pinThread")?;
+        let threads = outcome.profile("threadcreate.pb.gz", read_threads)?;
+        let locked = threads.get("locked").copied().unwrap_or_default();
+        // Only every fourth step leaks a thread.
+        ensure!(locked >= LEAST / 4, "{threads:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn nothing_that_leaks_is_named() -> Result<()> {
+    with_each_build(&unprofiled().with_pprof(), |program| {
+        let outcome = watch(&program, &["nothing"], &[])?;
+        let first = first_lines(&outcome.stdout);
+        ensure!(
+            first.first().is_some_and(|line| !line.contains("main.")),
+            "the report begins with a leak:\n{}",
+            outcome.stdout
+        );
+        Ok(())
+    })
+}
+
+// ---------------------------------------------------------------------------------------------- the rate of the heap profile
+
+#[test]
+fn a_heap_without_a_profile_is_not_an_empty_one() -> Result<()> {
+    with_each_build(&unprofiled(), |program| {
+        let outcome = watch(&program, &["nothing"], &[])?;
+        let heap = outcome.profile("heap.pb.gz", GoHeap::read)?;
+        ensure!(heap.sites.is_empty(), "{:?}", heap.sites);
+        let comments = heap.comments.join("\n");
+        let first = first_lines(&outcome.stdout).join("\n");
+        for (place, text) in [("the comments", &comments), ("the first lines", &first)] {
+            for part in ["MemProfileRate is 0", "--go-enable-heap"] {
+                ensure!(text.contains(part), "{place} have no {part:?}:\n{text}");
+            }
+        }
+        // The other profiles do not depend on it.
+        let goroutines = outcome.profile("goroutine.pb.gz", Goroutines::read)?;
+        ensure!(goroutines.through("main.main") > 0);
+        Ok(())
+    })
+}
+
+/// How memtrace is ended.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Signal(libc::c_int),
+    Duration,
+}
+
+const ENDS: [End; 3] = [
+    End::Signal(libc::SIGINT),
+    End::Signal(libc::SIGTERM),
+    End::Duration,
+];
+
+/// Waits until the program's rate is this.
+fn await_rate(program: &Path, pid: u32, rate: u64) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let now = mem_profile_rate(program, pid)?;
+        if now == rate {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "the rate is {now}, not {rate}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Enables the heap profile with this argument, ends memtrace, and insists that the rate was this, and then as before.
+fn enable(program: &Path, argument: &str, rate: u64, end: End) -> Result<()> {
+    let (target, _) = start(program, &["slice"])?;
+    let before = mem_profile_rate(program, target.pid())?;
+    let mut arguments = vec!["--profiles", "heap", argument];
+    if let End::Duration = end {
+        arguments.extend(["--duration", "3s"]);
+    }
+    let memtrace = Memtrace::attach(target.pid(), &arguments)?;
+    await_rate(program, target.pid(), rate)?;
+    if let End::Signal(signal) = end {
+        memtrace.signal(signal)?;
+    }
+    let outcome = memtrace.finish(PATIENCE)?;
+    let after = mem_profile_rate(program, target.pid())?;
+    ensure!(after == before, "the rate is {after}, and was {before}");
+    let heap = outcome.profile("heap.pb.gz", GoHeap::read)?;
+    ensure!(u64::try_from(heap.rate)? == rate, "the period is {}", heap.rate);
+    Ok(())
+}
+
+#[test]
+fn the_rate_is_restored_at_each_end() -> Result<()> {
+    let builds = [("1.19", Variant::Default), ("1.27", Variant::Default)];
+    with_builds(&unprofiled(), &builds, |program| {
+        for end in ENDS {
+            enable(&program, "--go-enable-heap", ENABLED_RATE, end).with_context(|| format!("{end:?}"))?;
+        }
+        enable(&program, "--go-enable-heap=4096", 4096, ENDS[0]).context("4096")
+    })
+}
+
+#[test]
+fn a_rate_that_is_not_0_is_not_changed() -> Result<()> {
+    let builds = [("1.19", Variant::Default), ("1.27", Variant::Default)];
+    with_builds(&unprofiled().with_pprof(), &builds, |program| {
+        enable(&program, "--go-enable-heap=4096", 512 * 1024, ENDS[0])
+    })
+}
