@@ -40,6 +40,16 @@ impl Site {
         )
     }
 
+    /// How many frames it has.
+    pub fn depth(&self) -> usize {
+        self.0.len()
+    }
+
+    /// So many of its frames, from the innermost on.
+    pub fn innermost(&self, most: usize) -> Self {
+        Self(self.0.iter().take(most).cloned().collect())
+    }
+
     /// Whether a function of this name is in the stack.
     pub fn contains(&self, function: &str) -> bool {
         self.0

@@ -233,9 +233,12 @@ const (
 	moreSize  = 8192
 )
 
+// What moreBlocks keeps.
+var more [moreCount][]byte
+
 //go:noinline
 func moreBlocks() {
-	for n := 0; n < moreCount; n++ {
-		keep(make([]byte, moreSize))
+	for n := range more {
+		more[n] = make([]byte, moreSize)
 	}
 }

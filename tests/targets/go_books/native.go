@@ -6,7 +6,7 @@ package main
 #include <stdlib.h>
 #include <unistd.h>
 
-static void *blocks[100];
+static void *volatile blocks[100];
 
 __attribute__((noinline)) static void native_hold(void) {
 	for (int i = 0; i < 100; i++)

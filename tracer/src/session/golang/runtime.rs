@@ -292,7 +292,9 @@ impl Context<'_> {
         } = self.reader;
         let by_id: HashMap<u64, &Goroutine> = goroutines.all.iter().map(|of| (of.id, of)).collect();
         let mut groups: HashMap<(&'static str, Vec<u64>), u64> = HashMap::new();
-        for thread in read_threads(self.process, layout, variables)? {
+        let threads = read_threads(self.process, layout, variables)?;
+        // Without an id it is kept for threads of C that may call Go, and stands for none.
+        for thread in threads.iter().filter(|thread| thread.id != 0) {
             let frames = match by_id.get(&thread.goroutine) {
                 Some(goroutine) => self.stack(goroutine),
                 None => self.reader.code.pack(self.mappings, &thread.created_by),
