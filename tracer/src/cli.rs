@@ -91,9 +91,9 @@ pub struct Arguments {
     #[arg(long, short, value_name = "DIR")]
     pub output: Option<PathBuf>,
 
-    /// How many sites the report shows.
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    pub top: usize,
+    /// How many places each section of the report shows [default: 10, and 5 in sections beside the heap's].
+    #[arg(long, value_name = "N")]
+    pub top: Option<usize>,
 
     /// Record one block in SIZE bytes on average, not every block: 512k, 1M. All numbers become estimates.
     ///

@@ -80,7 +80,7 @@ impl<'a> Own<'a> {
             // Nothing but libraries: the function that called the allocator or the system is the best there is.
             let first = lines
                 .iter()
-                .position(|line| !is_allocator(&line.function))
+                .position(|line| !is_allocator(&line.function) && !is_go_plumbing(&line.function))
                 .unwrap_or(0);
             return Self {
                 via: None,
@@ -220,6 +220,13 @@ fn is_standard_library(function: &str) -> bool {
     };
     let (of, interface) = implementation.split_once(" as ").unwrap_or((implementation, ""));
     is_inside(of) || (is_inside(interface) && matches!(of, "T" | "&T" | "[T]" | "F" | "I"))
+}
+
+/// Whether a function is in a package of Go's through which every system call goes.
+fn is_go_plumbing(function: &str) -> bool {
+    ["runtime/", "internal/", "syscall."]
+        .iter()
+        .any(|package| function.starts_with(package))
 }
 
 /// Whether a function is in a package of Go's standard library, which has a path without a dot in its first part.

@@ -14,6 +14,9 @@ use crate::{
     text::{self, printable},
 };
 
+/// So many processes are shown, unless there is a wish.
+const MOST: usize = 10;
+
 /// One process in one program, as the table shows it.
 #[derive(Clone, Debug)]
 pub struct ProcessRow {
@@ -88,7 +91,7 @@ pub fn write_processes(out: &mut impl Write, rows: &[ProcessRow], options: &Repo
     };
     let mut rows: Vec<_> = rows.iter().collect();
     rows.sort_by_key(|row| std::cmp::Reverse(row.held.size()));
-    let shown = rows.len().min(options.top.max(1));
+    let shown = rows.len().min(options.top.unwrap_or(MOST).max(1));
     let title = match rows.len() {
         all if all == shown => {
             format!("{all} programs were traced, each in a process of its own or one after the other:")

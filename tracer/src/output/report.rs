@@ -25,14 +25,16 @@ use crate::{
 
 /// Narrower than this (columns) the lines with the numbers do not fit.
 const MIN_WIDTH: usize = 60;
-/// So many places are shown of each section but the heap's, unless it is the only one.
-const MOST_PLACES: usize = 5;
+/// So many places are shown, unless there is a wish.
+const MOST_PLACES: usize = 10;
+/// So many are shown of each section but the heap's, unless it is the only one or there is a wish.
+const MOST_BESIDE_OTHERS: usize = 5;
 
 /// How a report looks.
 #[derive(Clone, Copy, Debug)]
 pub struct ReportOptions {
-    /// How many places are shown; of descriptors, mappings and new memory, beside others, fewer.
-    pub top: usize,
+    /// How many places are shown in each section; `None`: as many as suit, fewer in sections beside others.
+    pub top: Option<usize>,
     /// How many columns a line may have.
     pub width: usize,
     /// Whether to use colour.
@@ -42,7 +44,7 @@ pub struct ReportOptions {
 impl ReportOptions {
     /// What suits standard output: its width and colour when it is a terminal, unless `NO_COLOR` (<https://no-color.org>)
     /// or a dumb `TERM` says otherwise.
-    pub fn for_stdout(top: usize) -> Self {
+    pub fn for_stdout(top: Option<usize>) -> Self {
         let stdout = io::stdout();
         let plain = Self {
             top,
@@ -67,7 +69,7 @@ impl ReportOptions {
 impl Default for ReportOptions {
     fn default() -> Self {
         Self {
-            top: 10,
+            top: None,
             width: 100,
             colour: false,
         }
@@ -122,9 +124,12 @@ fn write_symbolized(
         fds, mmap, growth, ..
     } = snapshot;
     let sections = [snapshot.heap, fds.is_some(), mmap.is_some(), growth.is_some()];
-    let top = match sections.into_iter().filter(|traced| *traced).count() {
-        ..=1 => options.top,
-        _ => options.top.min(MOST_PLACES),
+    let most = options.top.unwrap_or(MOST_PLACES);
+    let is_alone = sections.into_iter().filter(|traced| *traced).count() <= 1;
+    let top = if is_alone {
+        most
+    } else {
+        options.top.unwrap_or(MOST_BESIDE_OTHERS)
     };
     let mut report = Report {
         out,
@@ -137,10 +142,10 @@ fn write_symbolized(
     report.header()?;
     if let Some(go) = &snapshot.go {
         report.growing(go)?;
-        report.go_heap(go, options.top)?;
+        report.go_heap(go, most)?;
     }
     match snapshot.native_heap() {
-        Some("heap") => report.heap(options.top)?,
+        Some("heap") => report.heap(most)?,
         Some(_) => {
             report.section("Heap of C code")?;
             report.heap(top)?;

@@ -22,10 +22,10 @@ const WISH_PERIOD: Duration = Duration::from_secs(1);
 const LISTINGS: usize = 8;
 
 /// What a profile says that cannot show anything.
-const HEAP_NOT_VISIBLE: &str = "heap not visible: no mapped file defines malloc and free, or the functions of an \
+pub(super) const HEAP_NOT_VISIBLE: &str = "heap not visible: no mapped file defines malloc and free, or the functions of an \
      allocator that memtrace knows (a private one can be named: --allocator-prefix), or the program was only starting";
 /// The same of a program that hides them.
-const NO_SYMBOLS: &str = "static binary, no symbols: heap not visible";
+pub(super) const NO_SYMBOLS: &str = "static binary, no symbols: heap not visible";
 /// What a profile says that cannot show names.
 const TOO_SHORT: &str = "names: the process ended before memtrace read what it maps";
 

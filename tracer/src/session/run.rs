@@ -181,11 +181,22 @@ impl Run<'_> {
     fn announce(&self) {
         let info = self.tracer.root().info();
         let coverage = self.tracer.coverage();
-        let covered = if coverage.allocators.is_empty() {
-            "nothing".to_owned()
-        } else {
-            coverage.allocators.join("; ")
-        };
+        let mut covered = coverage.allocators.clone();
+        covered.extend(
+            self.tracer
+                .go_version()
+                .map(|version| format!("Go runtime {version}")),
+        );
+        let others = [
+            (ProfileKind::Fd, "descriptors"),
+            (ProfileKind::Mmap, "mappings"),
+            (ProfileKind::Growth, "new memory"),
+        ];
+        let others = others.into_iter().filter(|(kind, _)| self.arguments.wants(*kind));
+        covered.extend(others.map(|(_, what)| what.to_owned()));
+        if covered.is_empty() {
+            covered.push("nothing".to_owned());
+        }
         say(&format!(
             "tracing {} ({}){}: {}",
             info.pid,
@@ -195,7 +206,7 @@ impl Run<'_> {
             } else {
                 ""
             },
-            printable(&covered)
+            printable(&covered.join("; "))
         ));
         if self.arguments.quiet {
             return;

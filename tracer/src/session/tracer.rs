@@ -21,6 +21,7 @@ use super::{
     history::{History, Reading},
     images::Images,
     mapped::MappedBooks,
+    mappings::{HEAP_NOT_VISIBLE, NO_SYMBOLS},
     snapshot,
     space::Space,
 };
@@ -245,8 +246,18 @@ impl Tracer {
         first.map_or_else(Coverage::default, |space| self.coverage_of(space))
     }
 
+    /// The version of the Go runtime in the process that tracing began with, if it has one that can be read.
+    pub fn go_version(&self) -> Option<&str> {
+        self.runtimes.version(FIRST_SPACE)
+    }
+
     fn coverage_of(&self, space: &Space) -> Coverage {
         let mut coverage = space.coverage.clone();
+        if self.runtimes.version(space.id).is_some() {
+            coverage
+                .not_covered
+                .retain(|note| note != HEAP_NOT_VISIBLE && note != NO_SYMBOLS);
+        }
         let missing = self.files.without_malloc(&self.settings.allocator_prefixes);
         coverage.not_covered.extend(missing);
         coverage

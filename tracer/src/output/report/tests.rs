@@ -69,7 +69,7 @@ fn what_a_tired_person_reads_first() {
     let report = words.report(
         &snapshot,
         &ReportOptions {
-            top: 3,
+            top: Some(3),
             ..ReportOptions::default()
         },
     );
@@ -153,7 +153,7 @@ fn a_narrow_terminal_is_not_overrun() {
     let report = words.report(
         &words.snapshot(),
         &ReportOptions {
-            top: 1,
+            top: Some(1),
             width: 40,
             colour: false,
         },
@@ -234,6 +234,9 @@ fn standard_output_that_is_no_terminal_gets_no_colour() {
         println!("SKIPPED: standard output is a terminal");
         return;
     }
-    let options = ReportOptions::for_stdout(3);
-    assert_eq!((options.top, options.width, options.colour), (3, 100, false));
+    let options = ReportOptions::for_stdout(Some(3));
+    assert_eq!(
+        (options.top, options.width, options.colour),
+        (Some(3), 100, false)
+    );
 }

@@ -48,6 +48,11 @@ impl Runtimes {
         self.known.insert(space.id, runtime);
     }
 
+    /// The version of the runtime of an address space, if it has one that can be read.
+    pub fn version(&self, space: u32) -> Option<&str> {
+        self.known.get(&space)?.as_ref()?.version()
+    }
+
     /// Forgets an address space that is no more.
     pub fn forget(&mut self, space: u32) {
         self.known.remove(&space);

@@ -57,6 +57,11 @@ impl Runtime {
         }
     }
 
+    /// Its version in Go's words, if it can be read.
+    pub fn version(&self) -> Option<&str> {
+        self.reader.is_ok().then_some(&*self.version)
+    }
+
     /// Has the runtime begin a heap profile, if it keeps none.
     pub fn enable(&mut self, rate: u64) {
         let Ok(reader) = &self.reader else {
@@ -180,7 +185,8 @@ impl Context<'_> {
         } = self.reader;
         let GoHeap { rate, buckets, torn } = read_heap(self.process, layout, variables)?;
         let mut sites: HashMap<Vec<u64>, Site> = HashMap::new();
-        for bucket in &buckets {
+        // A runtime that keeps no profile may have drawn a sample before it knew.
+        for bucket in buckets.iter().filter(|_| rate > 0) {
             let record = match view {
                 GoHeapView::Published => &bucket.published,
                 GoHeapView::Now => &bucket.now,
