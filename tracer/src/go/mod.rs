@@ -8,7 +8,6 @@
 mod binary;
 mod build_info;
 mod code;
-mod frames;
 mod goroutines;
 mod heap;
 mod image;
@@ -18,17 +17,16 @@ mod module;
 mod pclntab;
 mod rate;
 mod stack;
+mod system;
 #[cfg(test)]
 mod tests;
 mod threads;
 mod variables;
 mod wait_reasons;
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use binary::GoBinary;
-pub use frames::{goroutine_frames, is_system, pprof_frames};
 pub use goroutines::{GoroutineGroup, group, read_goroutines};
 pub use heap::{read_heap, scale};
 pub use layout::{BucketLayout, GLayout, Layout, MLayout};
@@ -36,6 +34,7 @@ pub use memory::{Memory, Piece, read_u32, read_u64, read_words};
 pub use pclntab::Pclntab;
 pub use rate::{EnabledRate, RateError};
 pub use stack::FrameSizes;
+pub use system::is_system;
 pub use threads::read_threads;
 
 /// A version of Go, such as 1.24; the patch level changes no layout.
@@ -69,7 +68,8 @@ pub enum GoError {
 /// A function call as the compiler recorded it in `.gopclntab`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GoFrame {
-    /// The function's name, such as `net/http.(*conn).serve`.
+    /// The function's name, such as `net/http.(*conn).serve`; with its type arguments, which Go's text forms (and Go 1.19)
+    /// show as `[...]`.
     pub function: Arc<str>,
     /// The source file, as the compiler recorded it.
     pub file: Arc<str>,
@@ -79,24 +79,6 @@ pub struct GoFrame {
     pub start_line: u32,
     /// Whether it is a wrapper that the compiler made (`funcID_wrapper`), which `runtime/pprof` leaves out.
     pub is_wrapper: bool,
-}
-
-impl GoFrame {
-    /// The function's name as Go prints it, in stack traces and in the text forms of its profiles: with `[...]` for type
-    /// arguments. In Go's `pprof` files the name is whole (`runtime_FrameSymbolName`); Go 1.19 has no other than the short one.
-    pub fn printed_function(&self) -> Cow<'_, str> {
-        printed_name(&self.function)
-    }
-}
-
-/// `funcNameForPrint` (`runtime/symtab.go`).
-fn printed_name(name: &str) -> Cow<'_, str> {
-    match (name.find('['), name.rfind(']')) {
-        (Some(begin), Some(end)) if begin < end => {
-            Cow::Owned(format!("{}[...]{}", &name[..begin], &name[end + 1..]))
-        }
-        _ => Cow::Borrowed(name),
-    }
 }
 
 /// Where the runtime keeps what is read (virtual addresses in the process).

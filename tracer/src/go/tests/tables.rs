@@ -1,5 +1,6 @@
 //! Functions, lines, inlined calls and frames of real programs, compared with what others say.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -12,7 +13,7 @@ use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
 use super::fixtures::{self, Fixture, Mode};
 use super::open;
 use super::process::Running;
-use crate::go::{GoBinary, GoFrame, printed_name};
+use crate::go::{GoBinary, GoFrame};
 
 #[test]
 fn versions_are_those_of_the_toolchains() {
@@ -108,7 +109,8 @@ fn inlined_calls_are_those_that_the_program_sees() {
                 let rest = stack[index..].iter();
                 let rest = rest.map(|said| (said.function.as_str(), said.file.as_str(), said.line));
                 let expanded = frames.iter().filter(|frame| !frame.is_wrapper);
-                let expanded = expanded.map(|frame| (frame.printed_function(), &*frame.file, frame.line));
+                let expanded =
+                    expanded.map(|frame| (printed_name(&frame.function), &*frame.file, frame.line));
                 let pairs: Vec<_> = expanded.zip(rest).collect();
                 assert!(
                     pairs
@@ -245,4 +247,14 @@ fn addr2line(fixture: &Fixture, addresses: &[u64]) -> Vec<(String, String)> {
         .chunks_exact(2)
         .map(|pair| (pair[0].clone(), pair[1].clone()))
         .collect()
+}
+
+/// The function's name as Go prints it in stack traces: `funcNameForPrint` (`runtime/symtab.go`).
+fn printed_name(name: &str) -> Cow<'_, str> {
+    match (name.find('['), name.rfind(']')) {
+        (Some(begin), Some(end)) if begin < end => {
+            Cow::Owned(format!("{}[...]{}", &name[..begin], &name[end + 1..]))
+        }
+        _ => Cow::Borrowed(name),
+    }
 }

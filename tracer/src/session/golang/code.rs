@@ -9,18 +9,6 @@ use crate::{
     target::Mappings,
 };
 
-/// Functions that nothing called (`abi.FuncFlagTopFrame`; `src/runtime/asm_amd64.s`).
-const OUTERMOST: [&str; 8] = [
-    "runtime.goexit",
-    "runtime.mstart",
-    "runtime.rt0_go",
-    "runtime.mcall",
-    "runtime.morestack",
-    "runtime.asmcgocall",
-    "runtime.externalthreadhandler",
-    "runtime.sigreturn",
-];
-
 /// Functions that are put on the stack where code was interrupted (`isInjectedCall` in `src/runtime/traceback.go`).
 const INJECTED: [&str; 3] = ["runtime.sigpanic", "runtime.asyncPreempt", "runtime.debugCallV2"];
 
@@ -42,8 +30,7 @@ impl FrameSizes for Code {
     }
 
     fn is_outermost(&self, entry: u64) -> bool {
-        let frame = self.table.innermost(entry.wrapping_sub(self.bias));
-        frame.is_some_and(|frame| OUTERMOST.contains(&&*frame.function))
+        self.table.is_outermost(entry.wrapping_sub(self.bias))
     }
 
     fn is_injected(&self, entry: u64) -> bool {
