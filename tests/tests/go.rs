@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use memtrace_tests::{
     Result,
     driven::{self, Driven},
@@ -310,15 +310,28 @@ fn c_code_has_a_profile_of_its_own() -> Result<()> {
     })
 }
 
+/// What memtrace says of the threads, and how many there are, when none came or went meanwhile.
+fn threads_at_rest(target: &Driven) -> Result<(BTreeMap<String, i64>, usize)> {
+    const ATTEMPTS: usize = 10;
+    let count = || Ok::<_, anyhow::Error>(fs::read_dir(format!("/proc/{}/task", target.pid()))?.count());
+    for _ in 0..ATTEMPTS {
+        let before = count()?;
+        let memtrace = Memtrace::attach(target.pid(), &["--profiles", "threadcreate"])?;
+        let threads = memtrace
+            .interrupt()?
+            .profile("threadcreate.pb.gz", read_threads)?;
+        if before == count()? {
+            return Ok((threads, before));
+        }
+    }
+    bail!("threads came or went each time");
+}
+
 #[test]
 fn threads_are_counted_by_what_holds_them() -> Result<()> {
     for (variant, cgo) in [(Variant::Default, 0), (Variant::Cgo, 1)] {
         with_newest_and_oldest(variant, &[], |target| {
-            let memtrace = Memtrace::attach(target.pid(), &["--profiles", "threadcreate"])?;
-            let threads = memtrace
-                .interrupt()?
-                .profile("threadcreate.pb.gz", read_threads)?;
-            let all = fs::read_dir(format!("/proc/{}/task", target.pid()))?.count();
+            let (threads, all) = threads_at_rest(target)?;
             let of = |hold: &str| threads.get(hold).copied().unwrap_or_default();
             ensure!(
                 threads.values().sum::<i64>() == i64::try_from(all)?,
