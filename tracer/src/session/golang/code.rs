@@ -40,19 +40,22 @@ impl FrameSizes for Code {
 }
 
 impl Code {
+    /// Where in the file a call is that returns to this address of the process.
+    fn call_before(&self, return_address: u64) -> u64 {
+        return_address.wrapping_sub(1).wrapping_sub(self.bias)
+    }
+
     /// The name of the function at a return address; empty if there is none.
     pub fn function(&self, return_address: u64) -> Arc<str> {
-        let address = return_address.wrapping_sub(1).wrapping_sub(self.bias);
         self.table
-            .innermost(address)
+            .innermost(self.call_before(return_address))
             .map_or_else(|| "".into(), |frame| frame.function)
     }
 
     /// Whether every call at a return address is left out by `runtime/pprof`: the end of a goroutine, or wrappers that the
     /// compiler made.
     fn is_hidden(&self, return_address: u64) -> bool {
-        let address = return_address.wrapping_sub(1).wrapping_sub(self.bias);
-        let frames = self.table.frames(address);
+        let frames = self.table.frames(self.call_before(return_address));
         let is_hidden = |frame: &GoFrame| frame.is_wrapper || &*frame.function == "runtime.goexit";
         !frames.is_empty() && frames.iter().all(is_hidden)
     }
@@ -63,9 +66,8 @@ impl Code {
         let mut physical = Vec::with_capacity(logical.len());
         let mut rest = logical.iter().copied().peekable();
         while let Some(pc) = rest.next() {
-            let address = pc.wrapping_sub(1).wrapping_sub(self.bias);
             physical.push(pc);
-            for outer in self.table.frames(address).iter().skip(1) {
+            for outer in self.table.frames(self.call_before(pc)).iter().skip(1) {
                 if rest
                     .next_if(|next| self.function(*next) == outer.function)
                     .is_none()
