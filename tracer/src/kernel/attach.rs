@@ -37,6 +37,15 @@ pub struct Point<'a> {
     pub cookie: u64,
 }
 
+/// Threads of one process.
+#[derive(Clone, Copy, Debug)]
+pub struct Threads<'a> {
+    /// The process.
+    pub process: u32,
+    /// The threads.
+    pub ids: &'a [NonZeroU32],
+}
+
 /// The points that were attached together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Batch(usize);
@@ -68,8 +77,8 @@ struct Event {
     /// Carries the program. It must not be inherited: with the first child's end the kernel would take the program off
     /// all of them (`kernel/events/core.c`, `perf_event_free_bpf_prog`).
     _carrier: (OwnedFd, OwnedFd),
-    /// Decide in which address spaces the places are live.
-    filters: Vec<OwnedFd>,
+    /// Decide in which address spaces the places are live; each with the process that it was opened for.
+    filters: Vec<(u32, OwnedFd)>,
 }
 
 impl Attacher {
@@ -93,17 +102,20 @@ impl Attacher {
         &mut self,
         ebpf: &mut Ebpf,
         points: &[Point<'_>],
-        threads: &[NonZeroU32],
+        threads: &Threads<'_>,
     ) -> Result<Batch, KernelError> {
         match self {
             Self::OneProcess => {
-                for (point, &thread) in points.iter().flat_map(|p| threads.iter().map(move |t| (p, t))) {
+                for (point, &thread) in points
+                    .iter()
+                    .flat_map(|p| threads.ids.iter().map(move |t| (p, t)))
+                {
                     attach_one(ebpf, point, thread)?;
                 }
                 Ok(Batch(0))
             }
             Self::Descendants(following) => {
-                let Some(&first) = threads.first() else {
+                let Some(&first) = threads.ids.first() else {
                     return Err(KernelError::NoThread);
                 };
                 let batch = following.define(ebpf, points, first)?;
@@ -144,10 +156,20 @@ impl Attacher {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn bind(&mut self, batch: Batch, threads: &[NonZeroU32]) -> Result<(), KernelError> {
+    pub fn bind(&mut self, batch: Batch, threads: &Threads<'_>) -> Result<(), KernelError> {
         match self {
             Self::OneProcess => Ok(()),
             Self::Descendants(following) => following.bind(batch, threads),
+        }
+    }
+
+    /// Takes what was bound to threads of a process off them and off what descends from them. Of processes that have
+    /// ended this only gives the kernel its memory back.
+    pub fn unbind(&mut self, process: u32) {
+        if let Self::Descendants(following) = self {
+            for event in following.batches.iter_mut().flatten() {
+                event.filters.retain(|(owner, _)| *owner != process);
+            }
         }
     }
 }
@@ -209,9 +231,9 @@ impl Following {
         })
     }
 
-    fn bind(&mut self, batch: Batch, threads: &[NonZeroU32]) -> Result<(), KernelError> {
+    fn bind(&mut self, batch: Batch, threads: &Threads<'_>) -> Result<(), KernelError> {
         for event in self.batches.get_mut(batch.0).into_iter().flatten() {
-            for thread in threads.iter().map(|thread| thread.get()) {
+            for thread in threads.ids.iter().map(|thread| thread.get()) {
                 let mut opened = open_for(event.number, thread, self.firmly);
                 if self.firmly
                     && opened
@@ -225,7 +247,7 @@ impl Following {
                     opened = open_for(event.number, thread, false);
                 }
                 match opened {
-                    Ok(filter) => event.filters.push(filter),
+                    Ok(filter) => event.filters.push((threads.process, filter)),
                     // It has ended meanwhile.
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                     Err(source) => {

@@ -24,7 +24,7 @@ use std::io;
 
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
-pub use attach::Batch;
+pub use attach::{Batch, Threads};
 pub use books::{Books, Counters, Live, RawStack};
 pub use descriptors::{Descriptors, OpenByStack, OpenFd};
 pub use map_events::MapEvents;

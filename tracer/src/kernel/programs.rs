@@ -28,7 +28,7 @@ use memtrace_ebpf::{
 use super::{
     KernelError,
     array::MappedArray,
-    attach::{Attacher, Batch},
+    attach::{Attacher, Batch, Threads},
     books::Books,
     descriptors::Descriptors,
     map_events::MapEvents,
@@ -228,6 +228,11 @@ impl Programs {
         if let Err(error) = self.breaks.insert(space, end, 0) {
             log::debug!("the heap of address space {space} is not known: {error}");
         }
+    }
+
+    /// Forgets the end of the heap of an address space that is no more.
+    pub fn forget_break(&mut self, space: u32) {
+        let _not_known = self.breaks.remove(&space);
     }
 
     /// The books of descriptors.
@@ -431,7 +436,7 @@ impl Programs {
         sites: &[(Site, Arc<File>)],
         linker: Option<&(u64, Arc<File>)>,
         floor: bool,
-        threads: &[NonZeroU32],
+        threads: &Threads<'_>,
     ) -> Result<Batch, KernelError> {
         let mut points: Vec<_> = sites
             .iter()
@@ -453,8 +458,13 @@ impl Programs {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn bind(&mut self, batch: Batch, threads: &[NonZeroU32]) -> Result<(), KernelError> {
+    pub fn bind(&mut self, batch: Batch, threads: &Threads<'_>) -> Result<(), KernelError> {
         self.attacher.bind(batch, threads)
+    }
+
+    /// Takes what was bound to the threads of a process off them, see [`Attacher::unbind`].
+    pub fn unbind(&mut self, process: u32) {
+        self.attacher.unbind(process);
     }
 
     /// Starts or stops recording, for all probes at once.

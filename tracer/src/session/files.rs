@@ -3,14 +3,13 @@
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
-    num::NonZeroU32,
     ops::Range,
     sync::Arc,
 };
 
 use super::{Settings, images::Image};
 use crate::{
-    kernel::{Batch, FileTable, KernelError, Programs},
+    kernel::{Batch, FileTable, KernelError, Programs, Threads},
     probe::Site,
     target::{Mapping, Process},
 };
@@ -140,7 +139,7 @@ impl Files {
         programs: &mut Programs,
         probes: Probes,
         settings: &Settings,
-        threads: &[NonZeroU32],
+        threads: &Threads<'_>,
     ) -> Result<Batch, KernelError> {
         for (site, _) in &probes.sites {
             log::info!("{}: {}", site.symbol, site.why);
@@ -158,10 +157,10 @@ impl Files {
         &self,
         programs: &mut Programs,
         settings: &Settings,
-        thread: NonZeroU32,
+        threads: &Threads<'_>,
     ) -> Result<(), KernelError> {
         for probes in &self.attached {
-            programs.attach_sites(&probes.sites, probes.linker.as_ref(), settings.floor, &[thread])?;
+            programs.attach_sites(&probes.sites, probes.linker.as_ref(), settings.floor, threads)?;
         }
         Ok(())
     }

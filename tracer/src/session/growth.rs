@@ -10,7 +10,10 @@ use memtrace_ebpf::{
 use procfs::process::MMapPath;
 
 use super::{Tracer, space::Space, tracer::TOUCH_DISTANCE};
-use crate::snapshot::{Growth, Growths};
+use crate::{
+    kernel::Programs,
+    snapshot::{Growth, Growths},
+};
 
 /// Bytes in a page.
 const PAGE: u64 = 4096;
@@ -22,12 +25,14 @@ impl Tracer {
             return;
         }
         for space in self.spaces.values_mut() {
-            let Some(process) = &space.process else { continue };
-            let maps = process.memory_maps().unwrap_or_default();
-            if let Some(heap) = maps.iter().find(|map| map.pathname == MMapPath::Heap) {
-                self.programs.set_break(space.id, heap.address.1);
-            }
-            space.rss = process.rss().ok();
+            note_break(&mut self.programs, space);
+        }
+    }
+
+    /// The same for one that tracing begins with later.
+    pub(super) fn note_break(&mut self, space: &mut Space) {
+        if self.settings.trace(classes::GROWTH) {
+            note_break(&mut self.programs, space);
         }
     }
 
@@ -65,6 +70,16 @@ impl Tracer {
             notes: Vec::new(),
         })
     }
+}
+
+/// Notes where the heap of an address space ends, and how much of the process is resident.
+fn note_break(programs: &mut Programs, space: &mut Space) {
+    let Some(process) = &space.process else { return };
+    let maps = process.memory_maps().unwrap_or_default();
+    if let Some(heap) = maps.iter().find(|map| map.pathname == MMapPath::Heap) {
+        programs.set_break(space.id, heap.address.1);
+    }
+    space.rss = process.rss().ok();
 }
 
 fn empty(frames: Vec<u64>, end: EndReason) -> Growth {

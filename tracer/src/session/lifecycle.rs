@@ -10,6 +10,7 @@ use memtrace_ebpf::layout::{Notice, NoticeKind};
 
 use super::{Error, Tracer, space::Space};
 use crate::{
+    kernel::Threads,
     snapshot::{Origin, Snapshot},
     target::{Process, ProcessInfo},
 };
@@ -21,6 +22,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 pub struct Past {
     /// What it held.
     pub snapshot: Snapshot,
+    /// The address space that memtrace attached to and that this one descends from, or itself.
+    pub root: u32,
     /// Whether the process executed another program, rather than ended.
     pub executed: bool,
 }
@@ -92,7 +95,11 @@ impl Tracer {
         // Most forks only execute a program: of such a moment there is nothing to tell.
         let is_idle = snapshot.sites.iter().all(|site| site.inherited);
         let is_told = !(executed && is_idle && matches!(space.origin, Origin::Forked { .. }));
-        is_told.then_some(Past { snapshot, executed })
+        is_told.then_some(Past {
+            snapshot,
+            root: space.root,
+            executed,
+        })
     }
 
     /// A process was forked: it has its parent's memory and mappings.
@@ -111,6 +118,7 @@ impl Tracer {
         let mut space = Space::new(notice.space, info, process, origin, self.since(notice));
         space.table = notice.table;
         if let Some(parent) = parent {
+            space.root = parent.root;
             space.layout = parent.layout;
             space.reader = parent.reader.clone();
             space.bound.clone_from(&parent.bound);
@@ -145,10 +153,9 @@ impl Tracer {
             },
             |process| process.info().clone(),
         );
-        let bound = self
-            .spaces
-            .get(&notice.earlier)
-            .map_or_else(HashSet::new, |space| space.bound.clone());
+        let before = self.spaces.get(&notice.earlier);
+        let bound = before.map_or_else(HashSet::new, |space| space.bound.clone());
+        let root = before.map_or(notice.space, |space| space.root);
         let origin = match owner {
             Some(info) if had_own => Origin::Executed { before: info.name },
             Some(info) => Origin::Spawned {
@@ -157,6 +164,7 @@ impl Tracer {
             None => Origin::Spawned { parent: None },
         };
         let mut space = Space::new(notice.space, info, process, origin, self.since(notice));
+        space.root = root;
         space.layout = self.files.new_layout();
         // Perf events stay with a thread through an exec.
         space.bound = bound;
@@ -183,19 +191,58 @@ impl Tracer {
         self.elapsed().saturating_sub(ago)
     }
 
-    /// Begins to trace a process that descends from a traced one, but was made before.
+    /// Begins to trace another process and its descendants, beside those that are traced. Returns the number of its address
+    /// space, by which [`Tracer::snapshots_of`] and [`Tracer::release`] know them all; if it is traced already, that of the
+    /// process that it descends from. Needs [`Settings::children`](super::Settings::children).
     ///
     /// # Errors
     /// When it has ended, or the kernel refuses.
-    pub(super) fn add_running(&mut self, pid: u32) -> Result<(), Error> {
-        if self.programs.spaces().of(pid).is_some() {
-            return Ok(());
+    pub fn add(&mut self, process: Arc<Process>) -> Result<u32, Error> {
+        // One that has ended may have left its id to this one.
+        self.find_ended();
+        let before: HashSet<u32> = self.spaces.keys().copied().collect();
+        let descendants = process.descendants();
+        let root = self.add_running(process, None)?;
+        self.add_all(&descendants, root);
+        let new = self.spaces.keys().copied().filter(|id| !before.contains(id));
+        self.note_what_is_there(&new.collect::<Vec<_>>());
+        Ok(root)
+    }
+
+    /// Ends the tracing of a process that was attached to and of all that descends from it. They run on; what they held
+    /// is told as of those that ended.
+    pub fn release(&mut self, root: u32) {
+        // What it forked just now is to go with it.
+        self.handle_notices();
+        let of_root = self.spaces.values().filter(|space| space.root == root);
+        let ids: Vec<u32> = of_root.map(|space| space.id).collect();
+        for id in ids {
+            self.end(id, false);
         }
-        let process = Arc::new(Process::open(pid)?);
+    }
+
+    /// Begins to trace processes that descend from a traced one, but were made before.
+    pub(super) fn add_all(&mut self, pids: &[u32], root: u32) {
+        for &pid in pids {
+            let opened = Process::open(pid).map_err(Error::from);
+            if let Err(error) = opened.and_then(|process| self.add_running(Arc::new(process), Some(root))) {
+                log::warn!("process {pid} is not traced: {error}");
+            }
+        }
+    }
+
+    /// Begins to trace one process, which descends from this root or is one.
+    fn add_running(&mut self, process: Arc<Process>, root: Option<u32>) -> Result<u32, Error> {
+        let pid = process.pid();
+        if let Some(known) = self.programs.spaces().of(pid) {
+            return Ok(self.spaces.get(&known).map_or(known, |space| space.root));
+        }
         let id = self.programs.new_space();
         let info = process.info().clone();
         let mut space = Space::new(id, info, Some(process), Origin::Attached, self.elapsed());
+        space.root = root.unwrap_or(id);
         space.layout = self.files.new_layout();
+        self.note_break(&mut space);
         self.programs.add_process(pid, id, space.layout)?;
         space.is_held = true;
         self.spaces.insert(id, space);
@@ -203,7 +250,7 @@ impl Tracer {
         if let Some(space) = self.spaces.get_mut(&id) {
             space.is_held = false;
         }
-        Ok(())
+        Ok(root.unwrap_or(id))
     }
 
     /// An address space is no more.
@@ -212,6 +259,10 @@ impl Tracer {
             return;
         };
         self.programs.spaces().forget(space.info.pid, id);
+        self.programs.forget_break(id);
+        if !executed {
+            self.programs.unbind(space.info.pid);
+        }
         if self.files.leave_layout(space.layout) {
             self.programs.tables().remove_layout(space.layout);
         }
@@ -240,9 +291,13 @@ impl Tracer {
         let Some(anchor) = self.root.choose_anchor() else {
             return;
         };
+        let threads = Threads {
+            process: self.root.pid(),
+            ids: &[anchor],
+        };
         let result = self
             .files
-            .attach_again(&mut self.programs, &self.settings, anchor);
+            .attach_again(&mut self.programs, &self.settings, &threads);
         self.programs.set_anchor(anchor);
         let ended = "the thread that the probes were bound to ended";
         let note = match result {

@@ -11,7 +11,7 @@ use memtrace_ebpf::{handles::classes, layout::Wish};
 
 use super::{Error, Settings, Tracer, images::Images, space::Space};
 use crate::{
-    kernel::{Batch, FileTable},
+    kernel::{Batch, FileTable, Threads},
     target::{Change, Mapping, Process},
     unwind::UnwindTable,
 };
@@ -234,6 +234,10 @@ impl Tracer {
             None
         } else {
             let programs = &mut self.programs;
+            let threads = Threads {
+                process: space.info.pid,
+                ids: &threads,
+            };
             Some(self.files.attach(programs, probes, &self.settings, &threads)?)
         };
         for image in images.iter() {
@@ -358,6 +362,10 @@ impl Tracer {
             if new.is_empty() {
                 break;
             }
+            let new = Threads {
+                process: space.info.pid,
+                ids: &new,
+            };
             self.programs.bind(batch, &new)?;
         }
         Ok(())

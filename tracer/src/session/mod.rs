@@ -1,6 +1,7 @@
 //! One run of memtrace: attach, wait, write what was found.
 
 mod descriptors;
+mod events;
 mod fds;
 mod files;
 mod golang;

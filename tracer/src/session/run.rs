@@ -1,25 +1,17 @@
 //! The event loop: from attaching to the last profile.
 
 use std::{
-    io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use aya_log::EbpfLogger;
 use memtrace_ebpf::handles::classes;
-use tokio::{
-    io::{
-        Interest,
-        unix::{AsyncFd, AsyncFdReadyGuard},
-    },
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 
 use super::{
     Error, Settings, Tracer,
+    events::{self, Events, FOREVER},
     launch::Launched,
     privilege,
     results::Results,
@@ -37,10 +29,6 @@ use crate::{
 
 /// How often the status line changes.
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
-/// How often room is made in the kernel's tables, if it is needed.
-const TIDY_PERIOD: Duration = Duration::from_secs(1);
-/// Without `--duration`: longer than any machine runs.
-const FOREVER: Duration = Duration::from_secs(1 << 32);
 
 /// Why tracing ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,13 +205,8 @@ impl Run<'_> {
     }
 
     async fn follow(mut self, signals: &mut Signals) -> Result<(), Error> {
-        let process_end = watch(self.tracer.root().pidfd())?;
-        let notices = watch(self.tracer.notices_fd())?;
-        let mut log = program_log(&mut self.tracer)?;
-        let log_ready = watch(log.as_fd())?;
-        let frames = watch(self.tracer.frames_fd())?;
-        let map_events = watch(self.tracer.map_events_fd())?;
-        let mut next_tidying = Instant::now() + TIDY_PERIOD;
+        let process_end = events::watch(self.tracer.root().pidfd())?;
+        let mut events = Events::watch(&mut self.tracer)?;
         let mut trend = Trend::default();
         let start = Instant::now();
         let end = start + self.arguments.duration.unwrap_or(FOREVER);
@@ -233,7 +216,6 @@ impl Run<'_> {
             } else {
                 FOREVER
             };
-        let at = |instant: Option<std::time::Instant>| instant.map_or(start + FOREVER, Instant::from_std);
         let mut root_lives = true;
         let end = loop {
             if !self.tracer.lives() && !self.tracer.has_past() {
@@ -264,34 +246,12 @@ impl Run<'_> {
                     self.tracer.handle_notices();
                     self.tracer.find_ended();
                 }
-                ready = notices.readable() => {
-                    acknowledge(ready);
-                    self.tracer.handle_notices();
-                }
-                () = sleep_until(start + self.tracer.next_observation()) => self.tracer.observe(),
-                () = sleep_until(at(self.tracer.wishes_from())) => self.tracer.accept_wishes(),
-                () = sleep_until(at(self.tracer.ends_due())) => self.tracer.find_ended(),
                 () = sleep_until(next_status) => {
                     let status = self.status(&mut trend);
                     self.line.update(&status);
                     next_status += STATUS_PERIOD;
                 }
-                ready = map_events.readable() => {
-                    acknowledge(ready);
-                    self.tracer.read_map_events();
-                }
-                ready = frames.readable() => {
-                    acknowledge(ready);
-                    self.tracer.read_frames();
-                }
-                () = sleep_until(next_tidying) => {
-                    self.tracer.tidy();
-                    next_tidying = Instant::now() + TIDY_PERIOD;
-                }
-                ready = log_ready.readable() => {
-                    acknowledge(ready);
-                    log.flush();
-                }
+                due = events.next(&self.tracer) => events.perform(due, &mut self.tracer),
                 // Lets the loop look at its descriptors, which `ready` alone does not.
                 () = tokio::task::yield_now(), if self.tracer.has_past() => self.pass_on(),
             }
@@ -377,29 +337,4 @@ impl Run<'_> {
             None => say(&format!("the program runs on as process {}", launched.pid())),
         }
     }
-}
-
-/// A descriptor of its own for the event loop, which leaves the original where it is.
-fn watch(fd: BorrowedFd<'_>) -> Result<AsyncFd<OwnedFd>, Error> {
-    let refused = |source| Error::System {
-        what: "cannot watch a descriptor",
-        source,
-    };
-    let owned = fd.try_clone_to_owned().map_err(refused)?;
-    // SAFETY: an `OwnedFd` always returns the descriptor that it keeps open.
-    unsafe { AsyncFd::register_with_interest(owned, Interest::READABLE) }
-        .map_err(|error| refused(error.into()))
-}
-
-fn acknowledge(ready: io::Result<AsyncFdReadyGuard<'_, OwnedFd>>) {
-    if let Ok(mut ready) = ready {
-        ready.clear_ready();
-    }
-}
-
-fn program_log(tracer: &mut Tracer) -> Result<EbpfLogger<&'static dyn log::Log>, Error> {
-    EbpfLogger::init(tracer.programs().ebpf()).map_err(|error| Error::System {
-        what: "cannot read the programs' log",
-        source: io::Error::other(error),
-    })
 }

@@ -27,6 +27,8 @@ pub struct Space {
     pub layout: u32,
     /// Its executable mappings.
     pub reader: MappingReader,
+    /// The address space that memtrace attached to and that this one descends from, or itself.
+    pub root: u32,
     /// Its descriptor table in the programs' books.
     pub table: u32,
     /// What was open when tracing began.
@@ -71,6 +73,7 @@ impl Space {
             origin,
             layout: 0,
             reader: MappingReader::default(),
+            root: id,
             table: id,
             attached: Vec::new(),
             heap_resident: 0,

@@ -187,7 +187,8 @@ impl Tracer {
             space.started = SystemTime::now();
             space.since = Duration::ZERO;
         }
-        tracer.note_what_is_there();
+        let all: Vec<u32> = tracer.spaces.keys().copied().collect();
+        tracer.note_what_is_there(&all);
         Ok(tracer)
     }
 
@@ -199,11 +200,10 @@ impl Tracer {
         })
     }
 
-    /// Notes what every process holds when tracing begins.
-    fn note_what_is_there(&mut self) {
-        let ids: Vec<u32> = self.spaces.keys().copied().collect();
+    /// Notes what processes hold when their tracing begins.
+    pub(super) fn note_what_is_there(&mut self, ids: &[u32]) {
         for id in ids {
-            let Some(mut space) = self.spaces.remove(&id) else {
+            let Some(mut space) = self.spaces.remove(id) else {
                 continue;
             };
             if self.settings.trace(classes::FD) {
@@ -213,7 +213,7 @@ impl Tracer {
                 self.note_mappings(&mut space);
             }
             self.runtimes.discover(&space, &self.settings.go);
-            self.spaces.insert(id, space);
+            self.spaces.insert(*id, space);
         }
     }
 
@@ -227,11 +227,7 @@ impl Tracer {
     fn add_descendants(&mut self) {
         // Another look finds those that were made by one that was not traced so far.
         for _ in 0..3 {
-            for pid in self.root.descendants() {
-                if let Err(error) = self.add_running(pid) {
-                    log::warn!("process {pid} is not traced: {error}");
-                }
-            }
+            self.add_all(&self.root.descendants(), FIRST_SPACE);
         }
     }
 
@@ -409,12 +405,17 @@ impl Tracer {
 
     /// Reads the books of every address space.
     pub fn snapshots(&mut self) -> Vec<Snapshot> {
+        self.snapshots_of(|_| true)
+    }
+
+    /// Reads the books of the address spaces that descend from some that memtrace attached to, see [`Tracer::add`].
+    pub fn snapshots_of(&mut self, is_wanted: impl Fn(u32) -> bool) -> Vec<Snapshot> {
         self.read_map_events();
         self.programs.books_mut().read_frames();
         let old_blocks = self.old_blocks();
         let spaces = std::mem::take(&mut self.spaces);
-        let all = spaces.values();
-        let snapshots = all.map(|space| self.snapshot(space, &old_blocks)).collect();
+        let wanted = spaces.values().filter(|space| is_wanted(space.root));
+        let snapshots = wanted.map(|space| self.snapshot(space, &old_blocks)).collect();
         self.spaces = spaces;
         snapshots
     }
