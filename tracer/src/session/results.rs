@@ -176,7 +176,7 @@ impl Writer {
     fn profiles(&mut self, snapshot: &Snapshot) -> Vec<(&'static str, Profile)> {
         let mut profiles = Vec::new();
         let symbolizer = &mut self.symbolizer;
-        let frames = self.arguments.allocator_frames();
+        let frames = self.arguments.recording.allocator_frames();
         if let Some(go) = snapshot.go.as_ref().filter(|_| snapshot.heap) {
             profiles.push(("heap", profile::go_heap(snapshot, go, symbolizer, frames)));
         }

@@ -64,14 +64,14 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
     let path = path.unwrap_or_else(|| unused(OutputDir::default_path(&info, SystemTime::now())));
     let directory = OutputDir::create(path)?;
     let settings = Settings {
-        max_live: arguments.max_live(),
-        selection: arguments.selection(),
+        max_live: arguments.recording.max_live(),
+        selection: arguments.recording.selection(),
         classes: classes_of(arguments),
         fd_details: arguments.fd_details,
         children: arguments.children,
-        go: arguments.go_wishes(),
+        go: arguments.recording.go_wishes(),
         floor: arguments.floor,
-        allocator_prefixes: arguments.allocator_prefix.clone(),
+        allocator_prefixes: arguments.recording.allocator_prefix.clone(),
     };
     let tracer = match target.attach(&settings) {
         Ok(tracer) => tracer,
@@ -106,7 +106,9 @@ fn classes_of(arguments: &Arguments) -> u32 {
         (ProfileKind::Mmap, classes::MAPPING),
         (ProfileKind::Growth, classes::GROWTH),
     ];
-    let wanted = all.into_iter().filter(|&(kind, _)| arguments.wants(kind));
+    let wanted = all
+        .into_iter()
+        .filter(|&(kind, _)| arguments.recording.wants(kind));
     wanted.map(|(_, class)| class).sum()
 }
 
@@ -180,7 +182,9 @@ impl Run<'_> {
             (ProfileKind::Mmap, "mappings"),
             (ProfileKind::Growth, "new memory"),
         ];
-        let others = others.into_iter().filter(|(kind, _)| self.arguments.wants(*kind));
+        let others = others
+            .into_iter()
+            .filter(|(kind, _)| self.arguments.recording.wants(*kind));
         covered.extend(others.map(|(_, what)| what.to_owned()));
         if covered.is_empty() {
             covered.push("nothing".to_owned());
@@ -285,7 +289,7 @@ impl Run<'_> {
             mapped_bytes: totals.mapped_bytes,
             change_per_minute: trend.add(elapsed, totals.live_bytes),
             not_recorded: totals.not_recorded,
-            is_estimate: self.arguments.sample_bytes.is_some(),
+            is_estimate: self.arguments.recording.sample_bytes.is_some(),
         }
     }
 
