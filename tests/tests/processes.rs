@@ -368,7 +368,7 @@ fn kill_9_while_children_are_followed_leaves_no_probe() -> Result<()> {
     let mut target = Child::spawn(&mut Command::new(program("spawner")?))?;
     target.stdout.expect("ready ", PATIENCE)?;
     let memtrace = Memtrace::attach(target.pid(), &["--children"])?;
-    let group = format!("memtrace_{}/", memtrace.pid());
+    let group = format!("memtrace_{}_", memtrace.pid());
     ensure!(
         !kernel::patched_addresses(target.pid())?.is_empty(),
         "nothing is probed"

@@ -1,17 +1,20 @@
 //! The command line.
 
 mod recording;
+mod serve;
 mod values;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 pub use recording::{GoHeap, ProfileKind, Recording};
+pub use serve::{ConfigError, Configuration, ServeArguments, TargetArguments};
 use values::parse_duration;
 
-/// The two ways to use it.
-const USAGE: &str = "memtrace [OPTIONS] --pid PID\n       memtrace [OPTIONS] -- CMD [ARGS]...";
+/// The ways to use it.
+const USAGE: &str =
+    "memtrace [OPTIONS] --pid PID\n       memtrace [OPTIONS] -- CMD [ARGS]...\n       memtrace serve [OPTIONS]";
 
 /// What `--help` shows below the options.
 const AFTER_HELP: &str = "\
@@ -33,8 +36,20 @@ Exit codes: 0 done, 1 run-time failure, 2 usage, 3 no privilege or kernel featur
 /// Attaches to an unmodified Linux process, records from then on what it allocates, opens and maps, and writes what it still
 /// holds at the end as pprof profiles, attributed to the code that did it.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "memtrace", version, override_usage = USAGE, after_help = AFTER_HELP)]
+#[command(
+    name = "memtrace",
+    version,
+    override_usage = USAGE,
+    after_help = AFTER_HELP,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true
+)]
 pub struct Arguments {
+    /// What to do instead of tracing one process.
+    #[command(subcommand)]
+    pub mode: Option<Mode>,
+
     /// The process to trace.
     #[arg(long, short, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), required_unless_present = "command", allow_negative_numbers = true)]
     pub pid: Option<u32>,
@@ -78,6 +93,13 @@ pub struct Arguments {
     /// Attach programs that do nothing: what remains is the cost of the probes alone. For benchmarks.
     #[arg(long, hide = true)]
     pub floor: bool,
+}
+
+/// Other ways to run.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Mode {
+    /// Trace many targets as they come and go, and serve or push their profiles.
+    Serve(ServeArguments),
 }
 
 #[cfg(test)]

@@ -3,6 +3,10 @@
 use std::{
     io::{self, Read as _, Write as _},
     os::fd::{AsFd as _, OwnedFd},
+    sync::{
+        Once,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use rustix::{
@@ -14,8 +18,12 @@ use rustix::{
 const MOUNTED: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 /// Where uprobes are defined (`Documentation/trace/uprobetracer.rst`).
 const DEFINITIONS: &str = "uprobe_events";
-/// What the groups of memtrace's events begin with; the process id of the memtrace that made them follows.
+/// What the groups of memtrace's events begin with; the process id of the memtrace that made them and a number follow.
 const GROUP: &str = "memtrace_";
+/// The number of the next group.
+static NEXT: AtomicU32 = AtomicU32::new(0);
+/// Once in the life of this process: a later time would take events from its other tracers.
+static TIDIED: Once = Once::new();
 
 /// The trace file system, mounted for this process alone if it is not mounted anyway.
 #[derive(Debug)]
@@ -56,11 +64,12 @@ impl Tracefs {
                 )?
             }
         };
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let tracefs = Self {
             directory,
-            group: format!("{GROUP}{}", std::process::id()),
+            group: format!("{GROUP}{}_{number}", std::process::id()),
         };
-        tracefs.remove_leftovers();
+        TIDIED.call_once(|| tracefs.remove_leftovers());
         Ok(tracefs)
     }
 
@@ -105,7 +114,8 @@ impl Tracefs {
         };
         let events = definitions.lines().filter_map(|line| {
             let event = line.split_whitespace().next()?.split_once(':')?.1;
-            let maker: u32 = event.split_once('/')?.0.strip_prefix(GROUP)?.parse().ok()?;
+            let group = event.split_once('/')?.0.strip_prefix(GROUP)?;
+            let maker: u32 = group.split('_').next()?.parse().ok()?;
             let lives = std::path::Path::new(&format!("/proc/{maker}")).exists();
             (!lives || maker == std::process::id()).then_some(event)
         });
