@@ -8,7 +8,11 @@ use std::{
     thread::JoinHandle,
 };
 
-use super::{Error, say, signals};
+use super::{
+    Error,
+    profiles::{names_of, profile_of},
+    say, signals,
+};
 use crate::{
     cli::Arguments,
     kernel::FIRST_SPACE,
@@ -16,7 +20,7 @@ use crate::{
         Amount, OutputDir, OutputError, ProcessRow, ReportOptions, StatusLine, fd_details_json,
         write_processes, write_report,
     },
-    profile::{self, Profile},
+    profile::Profile,
     snapshot::Snapshot,
     symbol::Symbolizer,
 };
@@ -174,36 +178,13 @@ impl Writer {
     }
 
     fn profiles(&mut self, snapshot: &Snapshot) -> Vec<(&'static str, Profile)> {
-        let mut profiles = Vec::new();
-        let symbolizer = &mut self.symbolizer;
         let frames = self.arguments.recording.allocator_frames();
-        if let Some(go) = snapshot.go.as_ref().filter(|_| snapshot.heap) {
-            profiles.push(("heap", profile::go_heap(snapshot, go, symbolizer, frames)));
-        }
-        if let Some(name) = snapshot.native_heap() {
-            profiles.push((name, profile::heap(snapshot, symbolizer, frames)));
-        }
-        if let Some(fds) = &snapshot.fds {
-            profiles.push(("fd", profile::fds(snapshot, fds, symbolizer)));
-        }
-        if let Some(mmap) = &snapshot.mmap {
-            profiles.push(("mmap", profile::mmap(snapshot, mmap, symbolizer)));
-        }
-        if let Some(growth) = &snapshot.growth {
-            profiles.push(("growth", profile::growth(snapshot, growth, symbolizer)));
-        }
-        let Some(go) = &snapshot.go else {
-            return profiles;
-        };
-        if let Some(groups) = &go.goroutines {
-            let goroutines = profile::goroutines(snapshot, go, groups, symbolizer);
-            profiles.push(("goroutine", goroutines));
-        }
-        if let Some(groups) = &go.threads {
-            let threads = profile::threads(snapshot, go, groups, symbolizer);
-            profiles.push(("threadcreate", threads));
-        }
-        profiles
+        let names = names_of(snapshot).into_iter();
+        let made = names.filter_map(|name| {
+            let profile = profile_of(snapshot, name, &mut self.symbolizer, frames)?;
+            Some((name, profile))
+        });
+        made.collect()
     }
 
     /// The directory for the profiles of the snapshot's address space.
@@ -231,24 +212,7 @@ impl Writer {
 
     /// What the reader can open now.
     fn where_to_look(&self, path: &Path, snapshot: &Snapshot) -> String {
-        let go = snapshot.go.as_ref();
-        let written = [
-            (snapshot.heap && go.is_some(), "heap"),
-            (
-                snapshot.native_heap().is_some(),
-                snapshot.native_heap().unwrap_or_default(),
-            ),
-            (snapshot.fds.is_some(), "fd"),
-            (snapshot.mmap.is_some(), "mmap"),
-            (snapshot.growth.is_some(), "growth"),
-            (go.is_some_and(|go| go.goroutines.is_some()), "goroutine"),
-            (go.is_some_and(|go| go.threads.is_some()), "threadcreate"),
-        ];
-        let written: Vec<&str> = written
-            .iter()
-            .filter(|(is, _)| *is)
-            .map(|(_, kind)| *kind)
-            .collect();
+        let written = names_of(snapshot);
         let first = path.display();
         match (written.as_slice(), path.parent()) {
             ([_, _, ..], Some(directory)) => {

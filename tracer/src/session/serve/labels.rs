@@ -1,0 +1,75 @@
+//! What a target is called: in addresses, for people, and in stores.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::discovery::Found;
+use crate::{cli::TargetArguments, target::containers::Container};
+
+/// A process; `None` if there is none of this id.
+pub fn of_process(arguments: &Arc<TargetArguments>, pid: u32) -> Option<Found> {
+    let stat = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?;
+    let name = arguments.name.clone().unwrap_or_else(|| stat.comm.clone());
+    Some(Found {
+        id: format!("pid-{pid}"),
+        title: format!("{name} (process {pid})"),
+        labels: service(name),
+        spec: Arc::clone(arguments),
+        pids: vec![pid],
+    })
+}
+
+/// The processes of a cgroup; `None` if there are none.
+pub fn of_cgroup(arguments: &Arc<TargetArguments>, path: &str, pids: Vec<u32>) -> Option<Found> {
+    let last = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or("root");
+    let name = arguments.name.clone().unwrap_or_else(|| last.to_owned());
+    (!pids.is_empty()).then(|| Found {
+        id: safe(&format!("cgroup-{}", path.trim_matches('/'))),
+        title: format!("{name} (cgroup {path})"),
+        labels: service(name),
+        spec: Arc::clone(arguments),
+        pids,
+    })
+}
+
+/// A container; `None` if it has no processes.
+pub fn of_container(
+    arguments: &Arc<TargetArguments>,
+    container: &Container,
+    pids: Vec<u32>,
+) -> Option<Found> {
+    let name = arguments.name.clone().unwrap_or_else(|| container.name.clone());
+    let mut labels = service(name.clone());
+    labels.insert("container".into(), container.name.clone());
+    let (id, title) = match &container.pod {
+        Some(pod) => {
+            labels.insert("pod".into(), pod.name.clone());
+            labels.insert("namespace".into(), pod.namespace.clone());
+            labels.insert("node".into(), pod.node.clone());
+            (
+                format!("pod-{}-{}-{}", pod.namespace, pod.name, pod.container),
+                format!("{name} (pod {}/{}, container {})", pod.namespace, pod.name, pod.container),
+            )
+        }
+        None => (
+            format!("{}-{}", container.engine, container.name),
+            format!("{name} ({} container {})", container.engine, container.name),
+        ),
+    };
+    (!pids.is_empty()).then(|| Found {
+        id: safe(&id),
+        title,
+        labels,
+        spec: Arc::clone(arguments),
+        pids,
+    })
+}
+
+fn service(name: String) -> BTreeMap<String, String> {
+    BTreeMap::from([("service_name".to_owned(), name)])
+}
+
+/// As it can stand in an address: ASCII letters, digits, `-`, `_` and `.`.
+fn safe(text: &str) -> String {
+    let is_safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    text.chars().map(|c| if is_safe(c) { c } else { '-' }).collect()
+}

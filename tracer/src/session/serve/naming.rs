@@ -1,0 +1,260 @@
+//! Makes profiles of snapshots, in a thread of its own: naming code takes long, and must not keep a tracer from its events.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+};
+
+use tokio::sync::oneshot;
+
+use crate::{
+    profile::{self, AllocatorFrames, Profile},
+    session::{
+        Error,
+        profiles::{names_of, profile_of},
+    },
+    snapshot::Snapshot,
+    symbol::Symbolizer,
+};
+
+/// The sample types that only grow. What ended processes of a target have of them stays in its profiles, so that the
+/// difference of two is what happened between.
+pub const CUMULATIVE: [&str; 7] = [
+    "alloc_objects",
+    "alloc_space",
+    "open_fds",
+    "mmap_space",
+    "mmap_objects",
+    "touched_space",
+    "brk_space",
+];
+/// Names are found anew when so many files are known: those of targets that are gone are among them.
+const MODULES: usize = 512;
+
+/// The profiles of a target by their names.
+pub type Profiles = BTreeMap<&'static str, Arc<Profile>>;
+
+/// What is to be made.
+pub enum Job {
+    /// The profiles of a target now, or the one of this name.
+    Now {
+        /// The target's id.
+        target: String,
+        /// What its processes hold.
+        snapshots: Vec<Snapshot>,
+        /// Which profile, if not all.
+        only: Option<&'static str>,
+        /// How stacks are shown.
+        frames: AllocatorFrames,
+        /// Where they go.
+        answer: oneshot::Sender<Profiles>,
+    },
+    /// A process of a target has ended; this is the last word on it.
+    Past {
+        /// The target's id.
+        target: String,
+        /// What it held.
+        snapshot: Box<Snapshot>,
+        /// How stacks are shown.
+        frames: AllocatorFrames,
+    },
+    /// A target has ended: its last profiles, with what its processes held that ended last.
+    Last {
+        /// The target's id.
+        target: String,
+        /// Where they go.
+        answer: oneshot::Sender<Profiles>,
+    },
+}
+
+/// The thread.
+pub struct Naming {
+    jobs: mpsc::Sender<Job>,
+    thread: JoinHandle<()>,
+}
+
+impl Naming {
+    /// Begins to wait for jobs.
+    ///
+    /// # Errors
+    /// When there can be no more threads.
+    pub fn start() -> Result<Self, Error> {
+        let (jobs, received) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("naming".into()).spawn(move || {
+            let mut maker = Maker {
+                symbolizer: Symbolizer::new(),
+                ended: HashMap::new(),
+            };
+            received.iter().for_each(|job| maker.perform(job));
+        });
+        let thread = thread.map_err(|source| Error::System {
+            what: "cannot start a thread",
+            source,
+        })?;
+        Ok(Self { jobs, thread })
+    }
+
+    /// Where jobs are sent to.
+    pub fn jobs(&self) -> mpsc::Sender<Job> {
+        self.jobs.clone()
+    }
+
+    /// Waits until all jobs are done.
+    pub fn join(self) {
+        drop(self.jobs);
+        // A panic there would have ended memtrace.
+        let _ended = self.thread.join();
+    }
+}
+
+/// What the ended processes of a target left.
+#[derive(Default)]
+struct Ended {
+    /// What only grows, of all of them.
+    cumulative: HashMap<&'static str, Profile>,
+    /// Everything, of those that ended since the profiles were made the last time.
+    recent: HashMap<&'static str, Vec<Profile>>,
+}
+
+struct Maker {
+    symbolizer: Symbolizer,
+    ended: HashMap<String, Ended>,
+}
+
+impl Maker {
+    fn perform(&mut self, job: Job) {
+        match job {
+            Job::Now {
+                target,
+                snapshots,
+                only,
+                frames,
+                answer,
+            } => {
+                let made = self.now(&target, &snapshots, only, frames);
+                // Whoever asked may have left.
+                let _left = answer.send(made);
+            }
+            Job::Past {
+                target,
+                snapshot,
+                frames,
+            } => self.keep(target, &snapshot, frames),
+            Job::Last { target, answer } => {
+                let _left = answer.send(self.last(&target));
+                if self.symbolizer.module_count() > MODULES {
+                    self.symbolizer = Symbolizer::new();
+                }
+            }
+        }
+    }
+
+    fn now(
+        &mut self,
+        target: &str,
+        snapshots: &[Snapshot],
+        only: Option<&'static str>,
+        frames: AllocatorFrames,
+    ) -> Profiles {
+        let mut parts: BTreeMap<&'static str, Vec<Profile>> = BTreeMap::new();
+        for snapshot in snapshots {
+            for name in names_of(snapshot) {
+                if only.is_none_or(|only| only == name)
+                    && let Some(made) = profile_of(snapshot, name, &mut self.symbolizer, frames)
+                {
+                    parts.entry(name).or_default().push(made);
+                }
+            }
+        }
+        if let Some(ended) = self.ended.get_mut(target) {
+            for (name, profile) in &ended.cumulative {
+                if let Some(parts) = parts.get_mut(name) {
+                    parts.push(profile.clone());
+                }
+            }
+            if only.is_none() {
+                ended.recent.clear();
+            }
+        }
+        joined(parts)
+    }
+
+    fn keep(&mut self, target: String, snapshot: &Snapshot, frames: AllocatorFrames) {
+        let ended = self.ended.entry(target).or_default();
+        for name in names_of(snapshot) {
+            let Some(made) = profile_of(snapshot, name, &mut self.symbolizer, frames) else {
+                continue;
+            };
+            let mut grown = made.clone();
+            keep_cumulative(&mut grown);
+            if !grown.sample.is_empty() {
+                let all = match ended.cumulative.remove(name) {
+                    Some(before) => profile::merge(&[before, grown]),
+                    None => grown,
+                };
+                ended.cumulative.insert(name, all);
+            }
+            ended.recent.entry(name).or_default().push(made);
+        }
+    }
+
+    fn last(&mut self, target: &str) -> Profiles {
+        let Some(ended) = self.ended.remove(target) else {
+            return Profiles::new();
+        };
+        let mut parts: BTreeMap<&'static str, Vec<Profile>> = BTreeMap::new();
+        for (name, mut recent) in ended.recent {
+            for profile in &mut recent {
+                // That is in what all have left.
+                drop_cumulative(profile);
+            }
+            recent.extend(ended.cumulative.get(name).cloned());
+            parts.insert(name, recent);
+        }
+        joined(parts)
+    }
+}
+
+fn joined(parts: BTreeMap<&'static str, Vec<Profile>>) -> Profiles {
+    let joined = parts.into_iter().filter_map(|(name, mut parts)| {
+        let profile = match parts.len() {
+            0 | 1 => parts.pop()?,
+            _ => profile::merge(&parts),
+        };
+        Some((name, Arc::new(profile)))
+    });
+    joined.collect()
+}
+
+/// Sets everything to zero that does not only grow, and removes what is nothing then.
+fn keep_cumulative(profile: &mut Profile) {
+    clear(profile, |name| !CUMULATIVE.contains(&name));
+    profile
+        .sample
+        .retain(|sample| sample.value.iter().any(|&value| value != 0));
+}
+
+/// Sets everything to zero that only grows.
+fn drop_cumulative(profile: &mut Profile) {
+    clear(profile, |name| CUMULATIVE.contains(&name));
+}
+
+fn clear(profile: &mut Profile, is_cleared: impl Fn(&str) -> bool) {
+    let name_of = |index: i64| {
+        let index = usize::try_from(index).unwrap_or_default();
+        profile.string_table.get(index).map_or("", String::as_str)
+    };
+    let cleared: Vec<bool> = profile
+        .sample_type
+        .iter()
+        .map(|kind| is_cleared(name_of(kind.r#type)))
+        .collect();
+    for sample in &mut profile.sample {
+        for (value, is_cleared) in sample.value.iter_mut().zip(&cleared) {
+            if *is_cleared {
+                *value = 0;
+            }
+        }
+    }
+}
