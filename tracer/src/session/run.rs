@@ -31,7 +31,10 @@ use crate::{
     cli::{Arguments, ProfileKind},
     output::{OutputDir, Status, StatusLine},
     snapshot::Origin,
-    target::{Process, ProcessInfo, TargetError},
+    target::{
+        Process, ProcessInfo, TargetError,
+        containers::{self, Container, Endpoints},
+    },
     text::printable,
 };
 
@@ -68,7 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
 async fn trace(arguments: &Arguments) -> Result<(), Error> {
     let ignored = signals::ignored();
     let mut signals = Signals::listen()?;
-    let mut target = Target::find(arguments, &ignored)?;
+    let mut target = Target::find(arguments, &ignored).await?;
     // Only now: a program that memtrace starts has the limits that memtrace was given.
     privilege::lift_limits();
     let info = target.info()?;
@@ -80,7 +83,7 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
         selection: arguments.selection(),
         classes: classes_of(arguments),
         fd_details: arguments.fd_details,
-        children: arguments.children,
+        children: target.follows_children(arguments),
         go: arguments.go_wishes(),
         floor: arguments.floor,
         allocator_prefixes: arguments.allocator_prefix.clone(),
@@ -125,11 +128,22 @@ fn classes_of(arguments: &Arguments) -> u32 {
 /// Who is traced.
 enum Target {
     Running(Arc<Process>),
+    /// A container, of which tracing begins with the first process.
+    Container {
+        container: Container,
+        first: Arc<Process>,
+    },
     Launched(Launched),
 }
 
 impl Target {
-    fn find(arguments: &Arguments, ignored: &[i32]) -> Result<Self, Error> {
+    async fn find(arguments: &Arguments, ignored: &[i32]) -> Result<Self, Error> {
+        if let Some(wanted) = &arguments.container {
+            let endpoints = Endpoints::from_environment(arguments.runtime_endpoint.as_deref());
+            let container = containers::find(wanted, &endpoints).await?;
+            let first = Arc::new(Process::open(container.init)?);
+            return Ok(Self::Container { container, first });
+        }
         match arguments.pid {
             Some(pid) => Ok(Self::Running(Arc::new(Process::open(pid)?))),
             None => Ok(Self::Launched(Launched::start(&arguments.command, ignored)?)),
@@ -138,7 +152,7 @@ impl Target {
 
     fn info(&self) -> Result<ProcessInfo, Error> {
         match self {
-            Self::Running(process) => Ok(process.info().clone()),
+            Self::Running(process) | Self::Container { first: process, .. } => Ok(process.info().clone()),
             Self::Launched(launched) => Ok(Process::open(launched.pid())?.info().clone()),
         }
     }
@@ -146,14 +160,61 @@ impl Target {
     fn attach(&mut self, settings: &Settings) -> Result<Tracer, Error> {
         match self {
             Self::Running(process) => Tracer::attach(Arc::clone(process), Origin::Attached, settings),
+            Self::Container { container, first } => {
+                let tracer = Tracer::attach(Arc::clone(first), Origin::Attached, settings)?;
+                say_who_is_not_traced(container, first);
+                Ok(tracer)
+            }
             Self::Launched(launched) => launched.attach(settings),
         }
     }
 
+    /// Where it runs, for the line that announces it.
+    fn place(&self) -> String {
+        match self {
+            Self::Container { container, .. } => {
+                format!(
+                    " in {} container {}",
+                    container.engine,
+                    printable(&container.name)
+                )
+            }
+            Self::Running(_) | Self::Launched(_) => String::new(),
+        }
+    }
+
+    /// Whether what the processes fork and execute is traced, too.
+    fn follows_children(&self, arguments: &Arguments) -> bool {
+        arguments.children || matches!(self, Self::Container { .. })
+    }
+
     fn has_ended(&mut self) -> bool {
         match self {
-            Self::Running(process) => process.has_ended(),
+            Self::Running(process) | Self::Container { first: process, .. } => process.has_ended(),
             Self::Launched(launched) => launched.ended().is_some(),
+        }
+    }
+}
+
+/// Names the processes of a container that do not descend from its first.
+fn say_who_is_not_traced(container: &Container, first: &Process) {
+    let all = match container.processes() {
+        Ok(all) => all,
+        Err(error) => {
+            log::warn!(
+                "the other processes of {} are not traced: {error}",
+                printable(&container.name)
+            );
+            return;
+        }
+    };
+    let family = first.descendants();
+    for pid in all {
+        if pid != first.pid() && !family.contains(&pid) {
+            log::warn!(
+                "process {pid} of {} is not traced: it was started from outside the container",
+                printable(&container.name)
+            );
         }
     }
 }
@@ -177,6 +238,10 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    fn follows_children(&self) -> bool {
+        self.target.follows_children(self.arguments)
+    }
+
     /// Says that the probes are live, and what they cover.
     fn announce(&self) {
         let info = self.tracer.root().info();
@@ -198,14 +263,15 @@ impl Run<'_> {
             covered.push("nothing".to_owned());
         }
         say(&format!(
-            "tracing {} ({}){}: {}",
+            "tracing {} ({}){}{}: {}",
             info.pid,
             printable(&info.name),
-            if self.arguments.children {
+            if self.follows_children() {
                 " and its children"
             } else {
                 ""
             },
+            self.target.place(),
             printable(&covered.join("; "))
         ));
         if self.arguments.quiet {
@@ -306,7 +372,7 @@ impl Run<'_> {
             return;
         };
         let mut snapshot = past.snapshot;
-        if past.executed && !self.arguments.children {
+        if past.executed && !self.follows_children() {
             let why = self.explanation(End::TargetExecuted);
             snapshot.coverage.not_covered.push(why);
         }
@@ -354,7 +420,7 @@ impl Run<'_> {
         let pid = self.tracer.root().pid();
         match end {
             End::Asked | End::TimeUp => String::new(),
-            End::TargetEnded if self.arguments.children => {
+            End::TargetEnded if self.follows_children() => {
                 "every process has ended; this is what each held then".to_owned()
             }
             End::TargetEnded => format!("process {pid} has ended; this is what it held then"),
