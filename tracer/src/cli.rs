@@ -12,9 +12,11 @@ pub use recording::{GoHeap, ProfileKind, Recording};
 pub use serve::{ConfigError, Configuration, ServeArguments, TargetArguments};
 use values::parse_duration;
 
+use crate::target::containers::Wanted;
+
 /// The ways to use it.
 const USAGE: &str =
-    "memtrace [OPTIONS] --pid PID\n       memtrace [OPTIONS] -- CMD [ARGS]...\n       memtrace serve [OPTIONS]";
+    "memtrace [OPTIONS] --pid PID\n       memtrace [OPTIONS] --container NAME\n       memtrace [OPTIONS] -- CMD [ARGS]...\n       memtrace serve [OPTIONS]";
 
 /// What `--help` shows below the options.
 const AFTER_HELP: &str = "\
@@ -25,6 +27,8 @@ Examples:
   sudo memtrace --pid 1234 --profiles fd         open files and sockets only, by who opened them
   sudo memtrace --pid 1234 --growth              who touches new memory, without probes in the allocator
   sudo memtrace --children --pid 1234            it, its children and what they execute
+  sudo memtrace --container web                  the processes of a container of Docker, Podman or containerd
+  sudo memtrace --container pod/default/shop     those of a pod's container
   sudo memtrace -- ./server --port 80            a program from its first instruction on
   sudo kill -USR1 $(pidof memtrace)              a snapshot now; tracing goes on
   go tool pprof -http=: DIR/heap.pb.gz           look at the profile
@@ -51,8 +55,22 @@ pub struct Arguments {
     pub mode: Option<Mode>,
 
     /// The process to trace.
-    #[arg(long, short, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), required_unless_present = "command", allow_negative_numbers = true)]
+    #[arg(long, short, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), required_unless_present_any = ["command", "container"], allow_negative_numbers = true)]
     pub pid: Option<u32>,
+
+    /// The container to trace: a name or an id (all of it or its first 12 digits), docker://NAME, podman://NAME, cri://NAME,
+    /// containerd://NAMESPACE/ID, pod/NAMESPACE/NAME/CONTAINER (CONTAINER is needed only if there are several), or labels of a
+    /// pod or container, app=shop,tier=web. Implies --children.
+    ///
+    /// Without docker://, podman://, cri:// or containerd://, every engine is asked that answers. DOCKER_HOST, CONTAINER_HOST,
+    /// CONTAINERD_ADDRESS and CONTAINER_RUNTIME_ENDPOINT say where, as for their own tools; else it is the usual sockets.
+    #[arg(long, value_name = "NAME", value_parser = Wanted::parse, conflicts_with_all = ["pid", "command"])]
+    pub container: Option<Wanted>,
+
+    /// The socket of the container runtime that a kubelet uses, such as unix:///run/containerd/containerd.sock
+    /// [default: CONTAINER_RUNTIME_ENDPOINT, or the usual ones].
+    #[arg(long, value_name = "SOCKET", requires = "container")]
+    pub runtime_endpoint: Option<String>,
 
     /// Trace the processes that it forks, too, and the programs that they execute; each gets a profile of its own.
     #[arg(long, short)]
@@ -104,7 +122,26 @@ pub enum Mode {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::Arguments;
+
+    #[test]
+    fn one_target() {
+        let parse = |words: &[&str]| Arguments::try_parse_from(["memtrace"].iter().chain(words));
+        let container = parse(&["--container", "web", "--runtime-endpoint", "unix:///run/c.sock"]);
+        assert!(container.is_ok_and(|arguments| arguments.container.is_some() && arguments.pid.is_none()));
+        for wrong in [
+            &["--container", "web", "--pid", "1"][..],
+            &["--container", "web", "--", "true"],
+            &["--container", "a b"],
+            &["--pid", "1", "--", "true"],
+            &["--pid", "1", "--runtime-endpoint", "unix:///run/c.sock"],
+            &[],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn the_definition_is_sound() {

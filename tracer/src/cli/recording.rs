@@ -3,6 +3,7 @@
 use std::{num::NonZeroU64, time::Duration};
 
 use clap::{ArgAction, Args, ValueEnum};
+use memtrace_ebpf::handles::classes;
 
 use super::values::{parse_distance, parse_duration, parse_prefix, parse_rate, parse_size};
 use crate::{
@@ -138,6 +139,18 @@ impl Recording {
             true => kind == ProfileKind::Growth,
             false => self.profiles.contains(&kind),
         }
+    }
+
+    /// What is traced, as the programs are told: bits of [`memtrace_ebpf::handles::classes`].
+    pub fn classes(&self) -> u32 {
+        let all = [
+            (ProfileKind::Heap, classes::HEAP),
+            (ProfileKind::Fd, classes::FD),
+            (ProfileKind::Mmap, classes::MAPPING),
+            (ProfileKind::Growth, classes::GROWTH),
+        ];
+        let wanted = all.into_iter().filter(|&(kind, _)| self.wants(kind));
+        wanted.map(|(_, class)| class).sum()
     }
 
     /// Which blocks are recorded and shown.

@@ -5,6 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{ArgGroup, Args, CommandFactory as _, FromArgMatches as _, Parser};
 
 use super::{Recording, values::parse_size};
+use crate::target::containers::Wanted;
 
 /// What `memtrace serve --help` shows below the options.
 const AFTER_HELP: &str = "\
@@ -33,6 +34,10 @@ pub struct ServeArguments {
     #[arg(long, short, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pub pid: Vec<u32>,
 
+    /// A container or pod's containers to trace: as for a single run, and with labels all that have them.
+    #[arg(long, value_name = "NAME", value_parser = Wanted::parse)]
+    pub container: Vec<Wanted>,
+
     /// A cgroup whose processes are traced: its path below the cgroup file system, such as /system.slice/nginx.service.
     #[arg(long, value_name = "PATH")]
     pub cgroup: Vec<String>,
@@ -40,6 +45,10 @@ pub struct ServeArguments {
     /// Processes whose command line matches this regular expression, and what descends from them.
     #[arg(long, value_name = "REGEX")]
     pub command: Vec<String>,
+
+    /// The socket of the container runtime that a kubelet uses [default: CONTAINER_RUNTIME_ENDPOINT, or the usual ones].
+    #[arg(long, value_name = "SOCKET")]
+    pub runtime_endpoint: Option<String>,
 
     /// What is recorded of targets that do not say otherwise.
     #[command(flatten)]
@@ -65,7 +74,7 @@ pub struct ServeArguments {
 /// One target: what it is, what it is called, and what is recorded of it.
 #[derive(Clone, Debug, Parser, PartialEq, Eq)]
 #[command(no_binary_name = true, disable_help_flag = true)]
-#[command(group = ArgGroup::new("what").required(true).args(["pid", "cgroup", "command"]))]
+#[command(group = ArgGroup::new("what").required(true).args(["pid", "container", "cgroup", "command"]))]
 pub struct TargetArguments {
     /// The name of the service in stores; by default what the target is called.
     #[arg(long)]
@@ -74,6 +83,10 @@ pub struct TargetArguments {
     /// See [`ServeArguments::pid`].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub pid: Option<u32>,
+
+    /// See [`ServeArguments::container`].
+    #[arg(long, value_parser = Wanted::parse)]
+    pub container: Option<Wanted>,
 
     /// See [`ServeArguments::cgroup`].
     #[arg(long)]
@@ -170,12 +183,17 @@ impl ServeArguments {
         let none = TargetArguments {
             name: None,
             pid: None,
+            container: None,
             cgroup: None,
             command: None,
             recording: self.recording.clone(),
         };
         targets.extend(self.pid.iter().map(|&pid| TargetArguments {
             pid: Some(pid),
+            ..none.clone()
+        }));
+        targets.extend(self.container.iter().map(|container| TargetArguments {
+            container: Some(container.clone()),
             ..none.clone()
         }));
         targets.extend(self.cgroup.iter().map(|cgroup| TargetArguments {

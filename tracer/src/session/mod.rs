@@ -30,7 +30,11 @@ use std::io::{self, Write as _};
 pub use run::run;
 pub use tracer::{Settings, Tracer};
 
-use crate::{kernel::KernelError, output::OutputError, target::TargetError};
+use crate::{
+    kernel::KernelError,
+    output::OutputError,
+    target::{TargetError, containers::ContainerError},
+};
 
 /// Why a run failed. Each kind has its exit code, see [`Error::exit_code`].
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +48,9 @@ pub enum Error {
     /// The target cannot be traced.
     #[error(transparent)]
     Target(#[from] TargetError),
+    /// The container was not found.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
     /// The kernel refused.
     #[error(transparent)]
     Kernel(KernelError),
@@ -65,7 +72,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Output(_) | Self::System { .. } => 1,
-            Self::Usage(_) => 2,
+            Self::Usage(_) | Self::Container(ContainerError::Ambiguous { .. }) => 2,
             Self::Privilege(_) => 3,
             Self::Kernel(error) if error.is_privilege() => 3,
             Self::Kernel(_) => 1,
@@ -74,7 +81,7 @@ impl Error {
             {
                 3
             }
-            Self::Target(_) => 4,
+            Self::Target(_) | Self::Container(_) => 4,
         }
     }
 }

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use memtrace_ebpf::handles::classes;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
@@ -21,14 +20,20 @@ use super::{
 };
 use crate::{
     cli::{Arguments, ProfileKind},
+    kernel::FIRST_SPACE,
     output::{OutputDir, Status, StatusLine},
     snapshot::Origin,
-    target::{Process, ProcessInfo, TargetError},
+    target::{
+        Process, ProcessInfo, TargetError,
+        containers::{self, Container, Endpoints},
+    },
     text::printable,
 };
 
 /// How often the status line changes.
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
+/// How often a container is looked at for processes that were started from outside.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
 /// Why tracing ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +61,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
 async fn trace(arguments: &Arguments) -> Result<(), Error> {
     let ignored = signals::ignored();
     let mut signals = Signals::listen()?;
-    let mut target = Target::find(arguments, &ignored)?;
+    let mut target = Target::find(arguments, &ignored).await?;
     // Only now: a program that memtrace starts has the limits that memtrace was given.
     privilege::lift_limits();
     let info = target.info()?;
@@ -64,14 +69,10 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
     let path = path.unwrap_or_else(|| unused(OutputDir::default_path(&info, SystemTime::now())));
     let directory = OutputDir::create(path)?;
     let settings = Settings {
-        max_live: arguments.recording.max_live(),
-        selection: arguments.recording.selection(),
-        classes: classes_of(arguments),
         fd_details: arguments.fd_details,
-        children: arguments.children,
-        go: arguments.recording.go_wishes(),
+        children: target.follows_children(arguments),
         floor: arguments.floor,
-        allocator_prefixes: arguments.recording.allocator_prefix.clone(),
+        ..Settings::of(&arguments.recording)
     };
     let tracer = match target.attach(&settings) {
         Ok(tracer) => tracer,
@@ -98,28 +99,25 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
     run.follow(&mut signals).await
 }
 
-/// What is traced, as the programs are told.
-fn classes_of(arguments: &Arguments) -> u32 {
-    let all = [
-        (ProfileKind::Heap, classes::HEAP),
-        (ProfileKind::Fd, classes::FD),
-        (ProfileKind::Mmap, classes::MAPPING),
-        (ProfileKind::Growth, classes::GROWTH),
-    ];
-    let wanted = all
-        .into_iter()
-        .filter(|&(kind, _)| arguments.recording.wants(kind));
-    wanted.map(|(_, class)| class).sum()
-}
-
 /// Who is traced.
 enum Target {
     Running(Arc<Process>),
+    /// A container, of which tracing begins with the first process.
+    Container {
+        container: Container,
+        first: Arc<Process>,
+    },
     Launched(Launched),
 }
 
 impl Target {
-    fn find(arguments: &Arguments, ignored: &[i32]) -> Result<Self, Error> {
+    async fn find(arguments: &Arguments, ignored: &[i32]) -> Result<Self, Error> {
+        if let Some(wanted) = &arguments.container {
+            let endpoints = Endpoints::from_environment(arguments.runtime_endpoint.as_deref());
+            let container = containers::find(wanted, &endpoints).await?;
+            let first = Arc::new(Process::open(container.init)?);
+            return Ok(Self::Container { container, first });
+        }
         match arguments.pid {
             Some(pid) => Ok(Self::Running(Arc::new(Process::open(pid)?))),
             None => Ok(Self::Launched(Launched::start(&arguments.command, ignored)?)),
@@ -128,7 +126,7 @@ impl Target {
 
     fn info(&self) -> Result<ProcessInfo, Error> {
         match self {
-            Self::Running(process) => Ok(process.info().clone()),
+            Self::Running(process) | Self::Container { first: process, .. } => Ok(process.info().clone()),
             Self::Launched(launched) => Ok(Process::open(launched.pid())?.info().clone()),
         }
     }
@@ -136,14 +134,55 @@ impl Target {
     fn attach(&mut self, settings: &Settings) -> Result<Tracer, Error> {
         match self {
             Self::Running(process) => Tracer::attach(Arc::clone(process), Origin::Attached, settings),
+            Self::Container { container, first } => {
+                let mut tracer = Tracer::attach(Arc::clone(first), Origin::Attached, settings)?;
+                add_others(container, &mut tracer);
+                Ok(tracer)
+            }
             Self::Launched(launched) => launched.attach(settings),
         }
     }
 
+    /// Where it runs, for the line that announces it.
+    fn place(&self) -> String {
+        match self {
+            Self::Container { container, .. } => {
+                format!(
+                    " in {} container {}",
+                    container.engine,
+                    printable(&container.name)
+                )
+            }
+            Self::Running(_) | Self::Launched(_) => String::new(),
+        }
+    }
+
+    /// Whether what the processes fork and execute is traced, too.
+    fn follows_children(&self, arguments: &Arguments) -> bool {
+        arguments.children || matches!(self, Self::Container { .. })
+    }
+
     fn has_ended(&mut self) -> bool {
         match self {
-            Self::Running(process) => process.has_ended(),
+            Self::Running(process) | Self::Container { first: process, .. } => process.has_ended(),
             Self::Launched(launched) => launched.ended().is_some(),
+        }
+    }
+}
+
+/// Begins to trace the processes of a container that do not descend from its first, as those of `docker exec`.
+fn add_others(container: &Container, tracer: &mut Tracer) {
+    // When the first has ended, the engine ends the others.
+    let Ok(all) = container.processes() else { return };
+    for pid in all {
+        if tracer.traces(pid) {
+            continue;
+        }
+        let added = Process::open(pid).map_err(Error::from);
+        match added.and_then(|process| tracer.add(Arc::new(process))) {
+            Ok(_) => log::info!("process {pid} of the container is traced, too"),
+            // Most live only for a moment.
+            Err(error) => log::debug!("process {pid} of the container is not traced: {error}"),
         }
     }
 }
@@ -167,14 +206,18 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    fn follows_children(&self) -> bool {
+        self.target.follows_children(self.arguments)
+    }
+
     /// Says that the probes are live, and what they cover.
     fn announce(&self) {
         let info = self.tracer.root().info();
-        let coverage = self.tracer.coverage();
+        let coverage = self.tracer.coverage(FIRST_SPACE);
         let mut covered = coverage.allocators.clone();
         covered.extend(
             self.tracer
-                .go_version()
+                .go_version(FIRST_SPACE)
                 .map(|version| format!("Go runtime {version}")),
         );
         let others = [
@@ -190,14 +233,15 @@ impl Run<'_> {
             covered.push("nothing".to_owned());
         }
         say(&format!(
-            "tracing {} ({}){}: {}",
+            "tracing {} ({}){}{}: {}",
             info.pid,
             printable(&info.name),
-            if self.arguments.children {
+            if self.follows_children() {
                 " and its children"
             } else {
                 ""
             },
+            self.target.place(),
             printable(&covered.join("; "))
         ));
         if self.arguments.quiet {
@@ -219,6 +263,11 @@ impl Run<'_> {
                 STATUS_PERIOD
             } else {
                 FOREVER
+            };
+        let mut next_look = start
+            + match self.target {
+                Target::Container { .. } => LOOK_PERIOD,
+                Target::Running(_) | Target::Launched(_) => FOREVER,
             };
         let mut root_lives = true;
         let end = loop {
@@ -255,6 +304,12 @@ impl Run<'_> {
                     self.line.update(&status);
                     next_status += STATUS_PERIOD;
                 }
+                () = sleep_until(next_look) => {
+                    if let Target::Container { container, .. } = &self.target {
+                        add_others(container, &mut self.tracer);
+                    }
+                    next_look += LOOK_PERIOD;
+                }
                 due = events.next(&self.tracer) => events.perform(due, &mut self.tracer),
                 // Lets the loop look at its descriptors, which `ready` alone does not.
                 () = tokio::task::yield_now(), if self.tracer.has_past() => self.pass_on(),
@@ -270,7 +325,7 @@ impl Run<'_> {
             return;
         };
         let mut snapshot = past.snapshot;
-        if past.executed && !self.arguments.children {
+        if past.executed && !self.follows_children() {
             let why = self.explanation(End::TargetExecuted);
             snapshot.coverage.not_covered.push(why);
         }
@@ -280,7 +335,7 @@ impl Run<'_> {
 
     fn status(&mut self, trend: &mut Trend) -> Status {
         let totals = self.tracer.totals();
-        let traces_heap = classes_of(self.arguments) & classes::HEAP != 0;
+        let traces_heap = self.arguments.recording.wants(ProfileKind::Heap);
         let elapsed = self.tracer.elapsed();
         Status {
             elapsed,
@@ -318,7 +373,7 @@ impl Run<'_> {
         let pid = self.tracer.root().pid();
         match end {
             End::Asked | End::TimeUp => String::new(),
-            End::TargetEnded if self.arguments.children => {
+            End::TargetEnded if self.follows_children() => {
                 "every process has ended; this is what each held then".to_owned()
             }
             End::TargetEnded => format!("process {pid} has ended; this is what it held then"),

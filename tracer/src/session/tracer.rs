@@ -26,6 +26,7 @@ use super::{
     space::Space,
 };
 use crate::{
+    cli::Recording,
     kernel::{FIRST_SPACE, KernelError, Limits, Live, Programs, TableRoom},
     snapshot::{Coverage, GoState, GoWishes, Origin, Selection, Snapshot},
     target::Process,
@@ -71,6 +72,20 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// For this recording: of one process, without lists of descriptors.
+    pub fn of(recording: &Recording) -> Self {
+        Self {
+            max_live: recording.max_live(),
+            selection: recording.selection(),
+            classes: recording.classes(),
+            fd_details: false,
+            children: false,
+            go: recording.go_wishes(),
+            floor: false,
+            allocator_prefixes: recording.allocator_prefix.clone(),
+        }
+    }
+
     /// Whether anything of these classes is traced.
     pub fn trace(&self, classes: u32) -> bool {
         self.classes & classes != 0
@@ -236,15 +251,28 @@ impl Tracer {
         &self.root
     }
 
-    /// What is covered of the process that tracing began with, and what is not.
-    pub fn coverage(&self) -> Coverage {
-        let first = self.spaces.get(&FIRST_SPACE);
+    /// Whether a process of this id is traced now.
+    pub fn traces(&self, pid: u32) -> bool {
+        self.spaces
+            .values()
+            .any(|space| space.info.pid == pid && !space.has_ended())
+    }
+
+    /// What is covered of a process that was attached to, and what is not.
+    pub fn coverage(&self, root: u32) -> Coverage {
+        let first = self.spaces.get(&root);
         first.map_or_else(Coverage::default, |space| self.coverage_of(space))
     }
 
-    /// The version of the Go runtime in the process that tracing began with, if it has one that can be read.
-    pub fn go_version(&self) -> Option<&str> {
-        self.runtimes.version(FIRST_SPACE)
+    /// The version of the Go runtime in a process that was attached to, if it has one that can be read.
+    pub fn go_version(&self, root: u32) -> Option<&str> {
+        self.runtimes.version(root)
+    }
+
+    /// What was attached to and has something left, see [`Tracer::add`].
+    pub fn roots(&self) -> HashSet<u32> {
+        let ending = self.ending.iter().map(|(space, _)| space);
+        self.spaces.values().chain(ending).map(|space| space.root).collect()
     }
 
     fn coverage_of(&self, space: &Space) -> Coverage {

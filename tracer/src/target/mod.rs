@@ -1,5 +1,6 @@
 //! Who is traced: a process, its identity, its memory, its executable mappings and their files.
 
+pub mod containers;
 mod descriptors;
 mod mapping;
 mod memory;
@@ -13,6 +14,7 @@ pub use descriptors::Descriptor;
 pub use mapping::{Backing, Change, Mapping, MappingReader, Mappings};
 pub use memory::Vma;
 pub use pagemap::{Pagemap, Residency};
+use process::descendants_of;
 pub use process::{Piece, Process, ProcessInfo};
 pub use sockets::SocketDetails;
 

@@ -206,22 +206,7 @@ impl Process {
 
     /// The processes that descend from it, parents before children.
     pub fn descendants(&self) -> Vec<u32> {
-        let all = procfs::process::all_processes().into_iter().flatten().flatten();
-        let stats = all.filter_map(|process| process.stat().ok());
-        let parents: Vec<(u32, u32)> = stats.map(|stat| (stat.pid as u32, stat.ppid as u32)).collect();
-        let mut found = vec![self.info.pid];
-        let mut next = 0;
-        while let Some(&parent) = found.get(next) {
-            let children = parents.iter().filter(|&&(pid, of)| of == parent && pid != parent);
-            let children: Vec<u32> = children
-                .map(|&(pid, _)| pid)
-                .filter(|pid| !found.contains(pid))
-                .collect();
-            found.extend(children);
-            next += 1;
-        }
-        found.remove(0);
-        found
+        descendants_of(self.info.pid)
     }
 
     /// The threads that live, as far as is known.
@@ -352,6 +337,26 @@ impl Process {
         };
         Ok(pieces.iter().take_while(is_whole).count())
     }
+}
+
+/// The processes that descend from one, parents before children.
+pub(super) fn descendants_of(ancestor: u32) -> Vec<u32> {
+    let all = procfs::process::all_processes().into_iter().flatten().flatten();
+    let stats = all.filter_map(|process| process.stat().ok());
+    let parents: Vec<(u32, u32)> = stats.map(|stat| (stat.pid as u32, stat.ppid as u32)).collect();
+    let mut found = vec![ancestor];
+    let mut next = 0;
+    while let Some(&parent) = found.get(next) {
+        let children = parents.iter().filter(|&&(pid, of)| of == parent && pid != parent);
+        let children: Vec<u32> = children
+            .map(|&(pid, _)| pid)
+            .filter(|pid| !found.contains(pid))
+            .collect();
+        found.extend(children);
+        next += 1;
+    }
+    found.remove(0);
+    found
 }
 
 /// `/proc/THREAD/status`.

@@ -11,10 +11,7 @@ use regex::Regex;
 use super::labels;
 use crate::{
     cli::TargetArguments,
-    target::{
-        cgroups,
-        containers::{self, Container, Endpoints, Wanted},
-    },
+    target::containers::{self, Container, Endpoints, Wanted},
 };
 
 /// How long an engine's answer is believed that a container does not run, or that it does as before.
@@ -133,7 +130,7 @@ impl Spec {
         match &mut self.what {
             What::Pid(pid) => labels::of_process(arguments, *pid).into_iter().collect(),
             What::Cgroup(path) => {
-                let pids = cgroups::processes_below(path);
+                let pids = containers::processes_below(path);
                 labels::of_cgroup(arguments, path, pids).into_iter().collect()
             }
             What::Command { pattern, seen } => {

@@ -1,9 +1,6 @@
 //! Targets of which the same is recorded: they share a tracer, in a thread of its own.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -24,6 +21,8 @@ pub enum Command {
     Release(u32),
     /// What the processes that descend from these hold now. Those that have ended are left out.
     Snapshot(Vec<u32>, oneshot::Sender<Vec<Snapshot>>),
+    /// Let go of everything, and end.
+    End,
 }
 
 /// What a group tells. `root` is the number of the address space that was attached to, see [`Tracer::add`].
@@ -43,8 +42,8 @@ pub enum Event {
     Refused {
         /// Its process id.
         pid: u32,
-        /// Why.
-        why: String,
+        /// Why; `None` if another group may trace it.
+        why: Option<String>,
     },
     /// The last word on a process that has ended, or executed another program.
     Past {
@@ -108,9 +107,8 @@ impl Group {
         self.thread.is_finished()
     }
 
-    /// Has it end, and waits until everything is detached.
+    /// Waits until its thread has ended, which [`Event::Over`] tells beforehand.
     pub fn join(self) {
-        drop(self.commands);
         // A panic there would have ended memtrace.
         let _ended = self.thread.join();
     }
@@ -135,7 +133,7 @@ async fn follow(
     };
     let mut group = Running {
         tracer,
-        roots: HashMap::new(),
+        roots: HashSet::new(),
         tell,
     };
     group.note_attached(process.pid(), crate::kernel::FIRST_SPACE);
@@ -147,18 +145,23 @@ async fn follow(
         }
     };
     loop {
-        group.tell_ended();
         if group.roots.is_empty() && !group.tracer.has_past() {
             break;
         }
         tokio::select! {
             biased;
             command = commands.recv() => match command {
-                Some(command) => group.obey(command),
-                None => break,
+                Some(Command::End) | None => break,
+                Some(command) => {
+                    group.obey(command);
+                    group.tell_ended();
+                }
             },
             due = events.next(&group.tracer) => events.perform(due, &mut group.tracer),
-            () = tokio::task::yield_now(), if group.tracer.has_past() => group.tell_past(),
+            () = tokio::task::yield_now(), if group.tracer.has_past() => {
+                group.tell_past();
+                group.tell_ended();
+            }
         }
     }
     group.finish();
@@ -175,23 +178,27 @@ async fn first(
     commands: &mut mpsc::UnboundedReceiver<Command>,
     tell: &impl Fn(Event),
 ) -> Option<(Tracer, Arc<Process>)> {
-    let Command::Attach(process) = commands.recv().await? else {
-        return None;
-    };
-    match Tracer::attach(Arc::clone(&process), Origin::Attached, settings) {
-        Ok(tracer) => Some((tracer, process)),
-        Err(error) => {
-            tell(Event::Refused {
-                pid: process.pid(),
-                why: error.to_string(),
-            });
-            commands.close();
-            while let Some(command) = commands.recv().await {
-                refuse(command, tell);
+    let mut command = commands.recv().await?;
+    loop {
+        if let Command::Attach(process) = &command {
+            match Tracer::attach(Arc::clone(process), Origin::Attached, settings) {
+                Ok(tracer) => return Some((tracer, Arc::clone(process))),
+                Err(error) => tell(Event::Refused {
+                    pid: process.pid(),
+                    why: Some(error.to_string()),
+                }),
             }
-            None
+        }
+        match commands.try_recv() {
+            Ok(Command::End) | Err(_) => break,
+            Ok(next) => command = next,
         }
     }
+    commands.close();
+    while let Some(command) = commands.recv().await {
+        refuse(command, tell);
+    }
+    None
 }
 
 /// Answers what can no longer be done. A snapshot is answered by its sender being dropped.
@@ -199,15 +206,15 @@ fn refuse(command: Command, tell: &impl Fn(Event)) {
     if let Command::Attach(process) = command {
         tell(Event::Refused {
             pid: process.pid(),
-            why: "its tracer was just ending".into(),
+            why: None,
         });
     }
 }
 
 struct Running<'t, T> {
     tracer: Tracer,
-    /// What was attached to, with the process's id.
-    roots: HashMap<u32, u32>,
+    /// What was attached to.
+    roots: HashSet<u32>,
     tell: &'t T,
 }
 
@@ -220,11 +227,12 @@ impl<T: Fn(Event)> Running<'_, T> {
                     Ok(root) => self.note_attached(pid, root),
                     Err(error) => (self.tell)(Event::Refused {
                         pid,
-                        why: error.to_string(),
+                        why: Some(error.to_string()),
                     }),
                 }
             }
             Command::Release(root) => self.tracer.release(root),
+            Command::End => {}
             Command::Snapshot(roots, answer) => {
                 // Also of children that are not heard of yet.
                 self.tracer.find_ended();
@@ -236,12 +244,12 @@ impl<T: Fn(Event)> Running<'_, T> {
     }
 
     fn note_attached(&mut self, pid: u32, root: u32) {
-        self.roots.insert(root, pid);
+        self.roots.insert(root);
         (self.tell)(Event::Attached {
             pid,
             root,
-            coverage: self.tracer.coverage_of_root(root),
-            is_go: self.tracer.go_version_of(root).is_some(),
+            coverage: self.tracer.coverage(root),
+            is_go: self.tracer.go_version(root).is_some(),
         });
     }
 
@@ -256,21 +264,21 @@ impl<T: Fn(Event)> Running<'_, T> {
 
     /// Tells of roots of which nothing is left, after the last word on all of it.
     fn tell_ended(&mut self) {
-        let mut held = self.tracer.roots();
-        self.roots.retain(|root, _| {
+        let held = self.tracer.roots();
+        let tell = self.tell;
+        self.roots.retain(|root| {
             let lives = held.contains(root);
             if !lives {
-                (self.tell)(Event::Ended { root: *root });
+                tell(Event::Ended { root: *root });
             }
             lives
         });
-        held.clear();
     }
 
     /// The last words, of those that run on, too.
     fn finish(&mut self) {
         self.tracer.stop();
-        let roots: Vec<u32> = self.roots.keys().copied().collect();
+        let roots: Vec<u32> = self.roots.iter().copied().collect();
         for root in roots {
             self.tracer.release(root);
         }

@@ -3,25 +3,39 @@
 mod discovery;
 mod group;
 mod labels;
+mod metrics;
 mod naming;
 mod source;
 mod targets;
 
-use std::{ffi::OsString, time::Duration};
-
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval},
+use std::{
+    ffi::OsString,
+    sync::Arc,
+    time::{Duration, SystemTime},
 };
 
-use self::{discovery::Discovery, naming::Naming, source::Shared, targets::Targets};
+use sd_notify::NotifyState;
+use tokio::{
+    runtime::Handle,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, watch},
+    task::{JoinHandle, JoinSet},
+    time::{Instant, MissedTickBehavior, interval, timeout_at},
+};
+
+use self::{
+    discovery::Discovery,
+    group::{Event, GroupId},
+    naming::{Naming, Profiles},
+    source::{Entry, Shared},
+    targets::{Budget, Ending, Targets},
+};
 use super::{Error, privilege, say};
 use crate::{
     cli::{Configuration, ServeArguments},
     output::{
         http::{self, Server},
-        push::Pusher,
+        push::{self, Counters, Offer, Pusher},
     },
     target::containers::Endpoints,
 };
@@ -54,4 +68,251 @@ pub fn serve(arguments: &ServeArguments, words: &[OsString]) -> Result<(), Error
 fn read(arguments: &ServeArguments, words: &[OsString]) -> Result<Configuration, Error> {
     let read = arguments.configuration(words);
     read.map_err(|error| Error::Usage(error.to_string()))
+}
+
+/// Everything that runs, from the first look to the last push.
+struct Daemon {
+    discovery: Discovery,
+    targets: Targets,
+    events: mpsc::UnboundedReceiver<(GroupId, Event)>,
+    shared: Arc<Shared>,
+    pusher: Arc<Pusher>,
+}
+
+impl Daemon {
+    async fn run(
+        arguments: &ServeArguments,
+        words: &[OsString],
+        configuration: Configuration,
+    ) -> Result<(), Error> {
+        let options = configuration.options.clone();
+        let server = Server::bind(&options.http).map_err(|error| Error::Usage(error.to_string()))?;
+        let pusher = Pusher::start(&options.push, &Handle::current());
+        let pusher = Arc::new(pusher.map_err(|error| Error::Usage(error.to_string()))?);
+        let naming = Naming::start()?;
+        let shared = Arc::new(Shared::new(naming.jobs()));
+        let (sender, events) = mpsc::unbounded_channel();
+        let mut daemon = Self {
+            discovery: discovery_of(&configuration)?,
+            targets: Targets::new(budget_of(&options), sender, naming.jobs(), Arc::clone(&shared)),
+            events,
+            shared,
+            pusher,
+        };
+        let mut signals = Signals::listen()?;
+        let (stop, stopped) = watch::channel(false);
+        let serving = server.map(|server| daemon.serve(server, stopped.clone()));
+        let pushing = daemon.push(&options, stopped);
+        notify(&[NotifyState::Ready]);
+        daemon.follow(&mut signals, arguments, words).await;
+        notify(&[NotifyState::Stopping]);
+        // Nobody reads it any more when there is no server.
+        let _nobody_waits = stop.send(true);
+        daemon.end().await;
+        for task in serving.into_iter().chain(pushing) {
+            // Both end by themselves when they are told; a panic would have ended memtrace.
+            let _ended = task.await;
+        }
+        let pusher = Arc::clone(&daemon.pusher);
+        drop(daemon);
+        naming.join();
+        say_what_was_pushed(&pusher.finish(push::FINISH).await);
+        Ok(())
+    }
+
+    /// Answers over HTTP, until it is told to stop.
+    fn serve(&self, server: Server, mut stopped: watch::Receiver<bool>) -> JoinHandle<()> {
+        say(&server.announcement());
+        let metrics = metrics::registry(&self.shared, &self.pusher);
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            let stop = async move {
+                // The sender lives until then.
+                let _told = stopped.wait_for(|stop| *stop).await;
+            };
+            if let Err(error) = server.run(shared, http::Metrics::new(metrics), stop).await {
+                log::error!("no profiles over HTTP: {error}");
+            }
+        })
+    }
+
+    /// Offers the profiles of every target to the stores now and then, until it is told to stop.
+    fn push(&self, options: &ServeArguments, mut stopped: watch::Receiver<bool>) -> Option<JoinHandle<()>> {
+        if options.push.push.is_empty() {
+            return None;
+        }
+        let (shared, pusher) = (Arc::clone(&self.shared), Arc::clone(&self.pusher));
+        let mut times = interval(options.push.push_interval);
+        times.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        Some(tokio::spawn(async move {
+            // The first tick is at once.
+            times.tick().await;
+            loop {
+                tokio::select! {
+                    _ = stopped.wait_for(|stop| *stop) => return,
+                    _ = times.tick() => offer_all(&shared, &pusher).await,
+                }
+            }
+        }))
+    }
+
+    /// Looks for targets and takes note of what the groups tell, until it is told to stop.
+    async fn follow(&mut self, signals: &mut Signals, arguments: &ServeArguments, words: &[OsString]) {
+        let mut looks = interval(LOOK_PERIOD);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                wish = signals.next() => match wish {
+                    Wish::End => return,
+                    Wish::Reload => self.reload(arguments, words),
+                },
+                Some((group, event)) = self.events.recv() => self.note(group, event),
+                _ = looks.tick() => {
+                    let found = self.discovery.look().await;
+                    self.targets.reconcile(found);
+                }
+            }
+        }
+    }
+
+    /// Reads the configuration again; what cannot be used changes nothing.
+    fn reload(&mut self, arguments: &ServeArguments, words: &[OsString]) {
+        notify(&[NotifyState::Reloading]);
+        let read = read(arguments, words).and_then(|new| Ok((discovery_of(&new)?, new)));
+        match read {
+            Ok((discovery, new)) => {
+                self.discovery = discovery;
+                self.targets.set_budget(budget_of(&new.options));
+                say("the configuration was read again; addresses and stores stay as they are");
+            }
+            Err(error) => log::error!("the configuration stays as it was: {error}"),
+        }
+        notify(&[NotifyState::Ready]);
+    }
+
+    fn note(&mut self, group: GroupId, event: Event) {
+        for ending in self.targets.note(group, event) {
+            let pusher = Arc::clone(&self.pusher);
+            tokio::spawn(push_last(ending, pusher));
+        }
+    }
+
+    /// Lets go of everything, and pushes the last words.
+    async fn end(&mut self) {
+        self.targets.end_all();
+        let deadline = Instant::now() + PATIENCE;
+        let mut last = JoinSet::new();
+        while self.targets.has_groups() {
+            let Ok(Some((group, event))) = timeout_at(deadline, self.events.recv()).await else {
+                log::warn!("what is attached could not be let go in {} s", PATIENCE.as_secs());
+                break;
+            };
+            for ending in self.targets.note(group, event) {
+                last.spawn(push_last(ending, Arc::clone(&self.pusher)));
+            }
+        }
+        while last.join_next().await.is_some() {}
+    }
+}
+
+fn discovery_of(configuration: &Configuration) -> Result<Discovery, Error> {
+    let endpoints = Endpoints::from_environment(configuration.options.runtime_endpoint.as_deref());
+    if configuration.targets.is_empty() {
+        let text = "nothing to trace: name targets with --pid, --container, --cgroup, --command, or in a file with --config";
+        return Err(Error::Usage(text.into()));
+    }
+    Discovery::new(configuration.targets.clone(), endpoints).map_err(Error::Usage)
+}
+
+fn budget_of(options: &ServeArguments) -> Budget {
+    Budget {
+        targets: options.max_targets,
+        memory: options.max_memory,
+    }
+}
+
+/// Tells systemd, if it started memtrace.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(false, states) {
+        log::debug!("systemd is not told: {error}");
+    }
+}
+
+async fn offer_all(shared: &Shared, pusher: &Pusher) {
+    for entry in shared.entries() {
+        let until = SystemTime::now();
+        if let Some(profiles) = shared.profiles(&entry, None).await {
+            offer(&entry, profiles, until, pusher);
+        }
+    }
+}
+
+async fn push_last(ending: Ending, pusher: Arc<Pusher>) {
+    let until = SystemTime::now();
+    if let Ok(profiles) = ending.profiles.await {
+        offer(&ending.entry, profiles, until, &pusher);
+    }
+    pusher.forget(&ending.entry.summary.id);
+}
+
+fn offer(entry: &Entry, profiles: Profiles, until: SystemTime, pusher: &Pusher) {
+    let target: Arc<str> = entry.summary.id.as_str().into();
+    let labels: Vec<(String, String)> = entry.labels.clone().into_iter().collect();
+    for (name, profile) in profiles {
+        pusher.offer(Offer {
+            target: Arc::clone(&target),
+            labels: labels.clone(),
+            name,
+            profile,
+            from: entry.summary.since,
+            until,
+            counts_from_before: entry.is_go && name == "heap",
+        });
+    }
+}
+
+fn say_what_was_pushed(counters: &[(String, Counters)]) {
+    for (store, counters) in counters {
+        say(&format!(
+            "pushed to {store}: {} profiles, {} failed, {} dropped",
+            counters.sent, counters.failed, counters.dropped
+        ));
+    }
+}
+
+/// The signals that the daemon obeys.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+/// What a signal asks for.
+enum Wish {
+    End,
+    Reload,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Error> {
+        let listen = |kind| {
+            signal(kind).map_err(|source| Error::System {
+                what: "cannot catch signals",
+                source,
+            })
+        };
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hang_up: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Wish {
+        tokio::select! {
+            _ = self.interrupt.recv() => Wish::End,
+            _ = self.terminate.recv() => Wish::End,
+            _ = self.hang_up.recv() => Wish::Reload,
+        }
+    }
 }

@@ -1,0 +1,459 @@
+//! The targets that are there, and what becomes of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, mpsc},
+    time::SystemTime,
+};
+
+use tokio::sync::{mpsc::UnboundedSender, oneshot};
+
+use super::{
+    discovery::Found,
+    group::{Command, Event, Group, GroupId},
+    naming::{Job, Profiles},
+    source::{Entry, Shared},
+};
+use crate::{
+    cli::{ProfileKind, Recording},
+    output::http::{ProfileName, TargetSummary},
+    session::{Settings, say},
+    snapshot::Coverage,
+    target::Process,
+    text::printable,
+};
+
+/// How much may be traced at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// So many targets.
+    pub targets: usize,
+    /// So much kernel memory for tables (bytes).
+    pub memory: u64,
+}
+
+/// A target of which something is traced, or is going to be.
+struct Traced {
+    found: Found,
+    group: GroupId,
+    since: SystemTime,
+    /// What was attached to, with what is covered of it.
+    roots: BTreeMap<u32, Coverage>,
+    /// Processes that are known, so that each is attached to once.
+    known: BTreeSet<u32>,
+    /// Why processes are not traced.
+    refused: BTreeMap<u32, String>,
+    is_go: bool,
+}
+
+/// A target that is not traced.
+struct Waiting {
+    found: Found,
+    why: String,
+    /// Whether its processes cannot be traced; otherwise there is no room.
+    is_refused: bool,
+}
+
+/// Targets of which the same is recorded.
+struct Member {
+    group: Group,
+    recording: Recording,
+    memory: u64,
+}
+
+/// What the daemon knows of all of it.
+pub struct Targets {
+    budget: Budget,
+    groups: HashMap<GroupId, Member>,
+    next_group: GroupId,
+    traced: BTreeMap<String, Traced>,
+    /// Those that are not traced, and why.
+    waiting: BTreeMap<String, Waiting>,
+    events: UnboundedSender<(GroupId, Event)>,
+    naming: mpsc::Sender<Job>,
+    shared: Arc<Shared>,
+}
+
+/// A target that has ended, whose last profiles come.
+pub struct Ending {
+    /// What it was.
+    pub entry: Entry,
+    /// Its last profiles, when they are made.
+    pub profiles: oneshot::Receiver<Profiles>,
+}
+
+impl Targets {
+    /// No targets yet.
+    pub fn new(
+        budget: Budget,
+        events: UnboundedSender<(GroupId, Event)>,
+        naming: mpsc::Sender<Job>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            budget,
+            groups: HashMap::new(),
+            next_group: 0,
+            traced: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            events,
+            naming,
+            shared,
+        }
+    }
+
+    /// Changes how much may be traced at once; what is traced stays.
+    pub fn set_budget(&mut self, budget: Budget) {
+        self.budget = budget;
+    }
+
+    /// Begins to trace what is new, and lets go of what is not a target any more. What has ended is told by its group.
+    pub fn reconcile(&mut self, found: Vec<Found>) {
+        let mut waited = std::mem::take(&mut self.waiting);
+        let mut wanted = BTreeSet::new();
+        for target in found {
+            wanted.insert(target.id.clone());
+            let is_same = |traced: &Traced| traced.found.spec.recording == target.spec.recording;
+            match self.traced.get_mut(&target.id) {
+                Some(traced) if is_same(traced) => traced.found = target.clone(),
+                // It is let go first, and found again as another.
+                Some(_) => {
+                    wanted.remove(&target.id);
+                    continue;
+                }
+                None => {
+                    let before = waited.remove(&target.id);
+                    if let Some(waiting) = self.try_begin(&target, before) {
+                        self.waiting.insert(target.id.clone(), waiting);
+                        continue;
+                    }
+                }
+            }
+            self.attach(&target);
+        }
+        let gone: Vec<String> = self.traced.keys().filter(|id| !wanted.contains(*id)).cloned().collect();
+        for id in gone {
+            self.release(&id);
+        }
+        self.publish();
+    }
+
+    /// Begins to trace a target, unless that was refused before, or there is no room.
+    fn try_begin(&mut self, target: &Found, before: Option<Waiting>) -> Option<Waiting> {
+        let before = match before {
+            Some(waiting) if waiting.is_refused && waiting.found.pids == target.pids => return Some(waiting),
+            other => other,
+        };
+        let why = self.begin(target).err()?;
+        if before.is_none_or(|waiting| waiting.why != why) {
+            say(&format!("{} is not traced: {why}", printable(&target.title)));
+        }
+        Some(Waiting {
+            found: target.clone(),
+            why,
+            is_refused: false,
+        })
+    }
+
+    /// Finds or begins a group for a target.
+    fn begin(&mut self, target: &Found) -> Result<(), String> {
+        if self.traced.len() >= self.budget.targets {
+            return Err(format!(
+                "there are {} targets already (--max-targets)",
+                self.budget.targets
+            ));
+        }
+        let group = self.group_for(&target.spec.recording)?;
+        let traced = Traced {
+            found: target.clone(),
+            group,
+            since: SystemTime::now(),
+            roots: BTreeMap::new(),
+            known: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            is_go: false,
+        };
+        self.traced.insert(target.id.clone(), traced);
+        Ok(())
+    }
+
+    fn group_for(&mut self, recording: &Recording) -> Result<GroupId, String> {
+        let is_usable = |member: &&Member| member.recording == *recording && !member.group.is_over();
+        let usable = self.groups.iter().find(|(_, member)| is_usable(member));
+        if let Some((&id, _)) = usable {
+            return Ok(id);
+        }
+        let settings = Settings {
+            children: true,
+            ..Settings::of(recording)
+        };
+        let memory = settings.kernel_bytes();
+        let taken: u64 = self.groups.values().map(|member| member.memory).sum();
+        if taken + memory > self.budget.memory {
+            return Err(format!(
+                "its tables take {} MiB of kernel memory, and {} of {} MiB are taken (--max-memory, --max-live)",
+                memory >> 20,
+                taken >> 20,
+                self.budget.memory >> 20
+            ));
+        }
+        let id = self.next_group;
+        self.next_group += 1;
+        let group = Group::start(id, settings, self.events.clone()).map_err(|error| error.to_string())?;
+        let recording = recording.clone();
+        self.groups.insert(
+            id,
+            Member {
+                group,
+                recording,
+                memory,
+            },
+        );
+        Ok(id)
+    }
+
+    /// Attaches to the processes of a target that are not known yet.
+    fn attach(&mut self, target: &Found) {
+        let Some(traced) = self.traced.get_mut(&target.id) else {
+            return;
+        };
+        let Some(member) = self.groups.get(&traced.group) else {
+            return;
+        };
+        let now: BTreeSet<u32> = target.pids.iter().copied().collect();
+        traced.known.retain(|pid| now.contains(pid));
+        traced.refused.retain(|pid, _| now.contains(pid));
+        for pid in now {
+            if !traced.known.insert(pid) {
+                continue;
+            }
+            match Process::open(pid) {
+                Ok(process) => {
+                    member.group.ask(Command::Attach(Arc::new(process)));
+                }
+                Err(error) => {
+                    log::debug!("{error}");
+                    traced.refused.insert(pid, error.to_string());
+                }
+            }
+        }
+    }
+
+    /// Lets go of a target. What it held is told as of one that ended.
+    fn release(&mut self, id: &str) {
+        let Some(traced) = self.traced.get(id) else { return };
+        if let Some(member) = self.groups.get(&traced.group) {
+            for &root in traced.roots.keys() {
+                member.group.ask(Command::Release(root));
+            }
+        }
+        if traced.roots.is_empty() {
+            self.traced.remove(id);
+        }
+    }
+
+    /// Takes note of what a group told. Returns targets that have ended by it.
+    pub fn note(&mut self, group: GroupId, event: Event) -> Vec<Ending> {
+        let mut ended = Vec::new();
+        match event {
+            Event::Attached {
+                pid,
+                root,
+                coverage,
+                is_go,
+            } => self.note_attached(group, pid, root, coverage, is_go),
+            Event::Refused { pid, why } => self.note_refused(group, pid, why),
+            Event::Past { root, snapshot } => {
+                if let Some((id, traced)) = self.owner(group, root) {
+                    let job = Job::Past {
+                        target: id,
+                        snapshot,
+                        frames: traced.found.spec.recording.allocator_frames(),
+                    };
+                    // The thread receives until the daemon has joined it.
+                    let _received = self.naming.send(job);
+                }
+            }
+            Event::Ended { root } => {
+                if let Some((id, _)) = self.owner(group, root) {
+                    ended.extend(self.end_root(&id, root));
+                }
+            }
+            Event::Over => ended.extend(self.note_over(group)),
+        }
+        self.publish();
+        ended
+    }
+
+    /// The target that something which was attached to belongs to.
+    fn owner(&self, group: GroupId, root: u32) -> Option<(String, &Traced)> {
+        let is_its = |traced: &&Traced| traced.group == group && traced.roots.contains_key(&root);
+        let found = self.traced.iter().find(|(_, traced)| is_its(traced));
+        found.map(|(id, traced)| (id.clone(), traced))
+    }
+
+    fn note_attached(&mut self, group: GroupId, pid: u32, root: u32, coverage: Coverage, is_go: bool) {
+        let is_its = |traced: &&mut Traced| traced.group == group && traced.known.contains(&pid);
+        let Some(traced) = self.traced.values_mut().find(is_its) else {
+            // It is not wanted any more.
+            if let Some(member) = self.groups.get(&group) {
+                member.group.ask(Command::Release(root));
+            }
+            return;
+        };
+        if traced.roots.contains_key(&root) {
+            return;
+        }
+        log::info!("process {pid} of {} is traced", printable(&traced.found.title));
+        if traced.roots.is_empty() {
+            say(&format!("tracing {}", printable(&traced.found.title)));
+        }
+        traced.is_go |= is_go;
+        traced.roots.insert(root, coverage);
+    }
+
+    fn note_refused(&mut self, group: GroupId, pid: u32, why: Option<String>) {
+        let is_its = |traced: &&mut Traced| traced.group == group && traced.known.contains(&pid);
+        let Some(traced) = self.traced.values_mut().find(is_its) else {
+            return;
+        };
+        let Some(why) = why else {
+            traced.known.remove(&pid);
+            return;
+        };
+        // One that lived for a moment is of no interest.
+        if Process::open(pid).is_ok() {
+            log::warn!("process {pid} of {} is not traced: {why}", printable(&traced.found.title));
+        }
+        traced.refused.insert(pid, why);
+    }
+
+    fn end_root(&mut self, id: &str, root: u32) -> Option<Ending> {
+        let traced = self.traced.get_mut(id)?;
+        traced.roots.remove(&root);
+        if !traced.roots.is_empty() {
+            return None;
+        }
+        let traced = self.traced.remove(id)?;
+        Some(self.end(traced))
+    }
+
+    /// The last profiles of a target.
+    fn end(&self, traced: Traced) -> Ending {
+        say(&format!("{} has ended, or was let go", printable(&traced.found.title)));
+        let entry = self.entry(&traced);
+        let (answer, profiles) = oneshot::channel();
+        let _received = self.naming.send(Job::Last {
+            target: entry.summary.id.clone(),
+            answer,
+        });
+        Ending { entry, profiles }
+    }
+
+    /// A group is no more: what it was to trace is tried again, with another.
+    fn note_over(&mut self, group: GroupId) -> Vec<Ending> {
+        if let Some(member) = self.groups.remove(&group) {
+            member.group.join();
+        }
+        let its = self.traced.iter().filter(|(_, traced)| traced.group == group);
+        let ids: Vec<String> = its.map(|(id, _)| id.clone()).collect();
+        let mut ended = Vec::new();
+        for id in ids {
+            if let Some(traced) = self.traced.remove(&id) {
+                let why = traced.refused.values().next().cloned();
+                match (traced.roots.is_empty(), why) {
+                    // Until its processes are others.
+                    (true, Some(why)) => {
+                        let waiting = Waiting {
+                            found: traced.found,
+                            why,
+                            is_refused: true,
+                        };
+                        self.waiting.insert(id, waiting);
+                    }
+                    // It is found again, and has another group then.
+                    (true, None) => {}
+                    (false, _) => ended.push(self.end(traced)),
+                }
+            }
+        }
+        ended
+    }
+
+    /// Has all groups end; their last words come as events.
+    pub fn end_all(&self) {
+        for member in self.groups.values() {
+            member.group.ask(Command::End);
+        }
+    }
+
+    /// Whether any group runs.
+    pub fn has_groups(&self) -> bool {
+        !self.groups.is_empty()
+    }
+
+    /// Tells others what there is.
+    fn publish(&self) {
+        let traced = self.traced.values().map(|traced| self.entry(traced));
+        let waiting = self.waiting.values().map(|Waiting { found, why, .. }| Entry {
+            summary: TargetSummary {
+                id: found.id.clone(),
+                title: found.title.clone(),
+                pids: found.pids.clone(),
+                since: SystemTime::now(),
+                profiles: Vec::new(),
+                notes: vec![format!("It is not traced: {why}")],
+            },
+            labels: found.labels.clone(),
+            is_go: false,
+            group: None,
+            roots: Vec::new(),
+            frames: found.spec.recording.allocator_frames(),
+        });
+        self.shared.set(traced.chain(waiting).collect());
+    }
+
+    fn entry(&self, traced: &Traced) -> Entry {
+        let found = &traced.found;
+        let notes = traced.roots.values().flat_map(|coverage| coverage.not_covered.iter().cloned());
+        let refused = traced
+            .refused
+            .iter()
+            .map(|(pid, why)| format!("process {pid} is not traced: {why}"));
+        let notes: BTreeSet<String> = notes.chain(refused).collect();
+        let recording = &found.spec.recording;
+        Entry {
+            summary: TargetSummary {
+                id: found.id.clone(),
+                title: found.title.clone(),
+                pids: found.pids.clone(),
+                since: traced.since,
+                profiles: names(recording, traced),
+                notes: notes.into_iter().collect(),
+            },
+            labels: found.labels.clone(),
+            is_go: traced.is_go,
+            group: self.groups.get(&traced.group).map(|member| member.group.commands()),
+            roots: traced.roots.keys().copied().collect(),
+            frames: recording.allocator_frames(),
+        }
+    }
+}
+
+/// The profiles that can be asked for.
+fn names(recording: &Recording, traced: &Traced) -> Vec<ProfileName> {
+    let has_native = traced.roots.values().any(|coverage| !coverage.allocators.is_empty());
+    let kinds = [
+        (ProfileKind::Heap, ProfileName::Heap, true),
+        (ProfileKind::Heap, ProfileName::HeapNative, traced.is_go && has_native),
+        (ProfileKind::Fd, ProfileName::Fd, true),
+        (ProfileKind::Mmap, ProfileName::Mmap, true),
+        (ProfileKind::Growth, ProfileName::Growth, true),
+        (ProfileKind::Goroutine, ProfileName::Goroutine, traced.is_go),
+        (ProfileKind::Threadcreate, ProfileName::Threadcreate, traced.is_go),
+    ];
+    let offered = kinds
+        .into_iter()
+        .filter(|(kind, _, is_there)| *is_there && recording.wants(*kind));
+    offered.map(|(_, name, _)| name).collect()
+}
