@@ -1,13 +1,17 @@
 //! Profiles in pprof's format, as every pprof viewer expects them.
 //!
-//! [`heap()`], [`fds`], [`mmap`] and [`growth()`] make the profiles of a snapshot; [`Builder`] makes profiles of any [`Kind`]; [`encode_gz`] writes the file.
+//! [`heap()`], [`fds`], [`mmap`] and [`growth()`] make the profiles of a snapshot; [`Builder`] makes profiles of any [`Kind`]; [`encode_gz`] writes the file. [`delta()`] and [`merge()`] make
+//! profiles of profiles.
 
 mod builder;
 pub(crate) mod comments;
+mod delta;
 mod golang;
 mod growth;
 mod heap;
 mod holdings;
+mod join;
+mod merge;
 pub mod proto;
 pub(crate) mod stacks;
 pub(crate) mod subject;
@@ -18,10 +22,12 @@ use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use prost::Message;
 
 pub use builder::{Builder, Frame, Kind, LocationId, SampleType};
+pub use delta::delta;
 pub use golang::{CREATED_BY, GOROUTINES, HOLD, THREADS, WAIT, go_heap, goroutines, threads};
 pub use growth::{GROWTH, growth};
 pub use heap::{AllocatorFrames, HEAP, INHERITED, heap};
 pub use holdings::{FDS, FDS_INHERITED, KIND, MMAP, MMAP_INHERITED, fds, mmap};
+pub use merge::merge;
 pub use proto::Profile;
 
 /// The bytes of a `.pb.gz` file.

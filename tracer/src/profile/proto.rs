@@ -40,7 +40,7 @@ pub struct Profile {
     pub doc_url: i64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
 pub struct ValueType {
     #[prost(int64, tag = "1")]
     pub r#type: i64,
@@ -58,7 +58,7 @@ pub struct Sample {
     pub label: Vec<Label>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
 pub struct Label {
     #[prost(int64, tag = "1")]
     pub key: i64,
@@ -70,7 +70,7 @@ pub struct Label {
     pub num_unit: i64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
 pub struct Mapping {
     #[prost(uint64, tag = "1")]
     pub id: u64,
@@ -94,7 +94,7 @@ pub struct Mapping {
     pub has_inline_frames: bool,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct Location {
     #[prost(uint64, tag = "1")]
     pub id: u64,
@@ -108,7 +108,7 @@ pub struct Location {
     pub is_folded: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
 pub struct Line {
     #[prost(uint64, tag = "1")]
     pub function_id: u64,
@@ -118,7 +118,7 @@ pub struct Line {
     pub column: i64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
 pub struct Function {
     #[prost(uint64, tag = "1")]
     pub id: u64,

@@ -16,6 +16,7 @@ use crate::{
 };
 
 mod holdings;
+mod joined;
 
 #[inline(never)]
 fn allocating_function() -> u64 {
