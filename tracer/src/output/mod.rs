@@ -1,9 +1,10 @@
-//! What a person sees: the report, the status line, the directory with the profiles, and the list of descriptors.
+//! What a person sees: the report, the status line, the directory with the profiles, and the list of descriptors; and what programs fetch over HTTP.
 
 mod c_library;
 mod directory;
 mod fd_details;
 mod frames;
+pub mod http;
 mod places;
 mod processes;
 mod report;
