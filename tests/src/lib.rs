@@ -6,6 +6,7 @@
 
 pub mod child;
 pub mod compile;
+pub mod containers;
 pub mod descriptors;
 pub mod driven;
 pub mod family;

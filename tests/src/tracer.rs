@@ -43,14 +43,23 @@ pub struct Outcome {
 impl Memtrace {
     /// Attaches to `pid` and waits until the probes are live. Profiles go to a new directory.
     pub fn attach(pid: u32, arguments: &[&str]) -> Result<Self> {
+        Self::attach_to(["--pid", &pid.to_string()], &[], arguments)
+    }
+
+    /// Attaches to a container by its name, with these environment variables, and waits until the probes are live.
+    pub fn attach_container(name: &str, variables: &[(&str, String)], arguments: &[&str]) -> Result<Self> {
+        Self::attach_to(["--container", name], variables, arguments)
+    }
+
+    fn attach_to(target: [&str; 2], variables: &[(&str, String)], arguments: &[&str]) -> Result<Self> {
         let directory = new_directory()?;
         let mut command = command()?;
         command
-            .arg("--pid")
-            .arg(pid.to_string())
+            .args(target)
             .arg("--output")
             .arg(output(&directory))
-            .args(arguments);
+            .args(arguments)
+            .envs(variables.iter().cloned());
         let mut child = Child::spawn(&mut command)?;
         match child.stderr.expect("memtrace: tracing ", PATIENCE) {
             Ok(announcement) => Ok(Self {
@@ -60,7 +69,10 @@ impl Memtrace {
             }),
             Err(error) => {
                 let stdout = child.stdout.all(Duration::from_millis(100));
-                Err(error.context(format!("memtrace did not attach to {pid}; its stdout:\n{stdout}")))
+                let target = target.join(" ");
+                Err(error.context(format!(
+                    "memtrace did not attach with {target}; its stdout:\n{stdout}"
+                )))
             }
         }
     }

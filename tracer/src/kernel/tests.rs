@@ -99,6 +99,7 @@ fn mapping(id: u16) -> Mapping {
         build_id: None,
         file_id: (1, u64::from(id)),
         backing: Backing::Anonymous,
+        root: None,
     }
 }
 

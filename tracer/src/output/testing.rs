@@ -90,6 +90,7 @@ fn mappings() -> Mappings {
         build_id: None,
         file_id: (0, 0),
         backing: Backing::Anonymous,
+        root: None,
     };
     Mappings {
         all: vec![Arc::new(libc)],

@@ -78,11 +78,13 @@ impl Module {
             Backing::Anonymous | Backing::Unreadable(_) => return None,
         };
         let facts = image.facts();
-        let debug_file = debug_file::find(debug_directories, &facts, &mapping.path);
+        let found = debug_file::find(debug_directories, mapping.root.as_deref(), &facts, &mapping.path);
+        let follows_links = found.as_ref().is_some_and(|debug| debug.follows_links);
+        let debug_file = found.map(|debug| debug.file);
         let dwarf = match (&debug_file, &image) {
-            (Some(debug), _) => Some(debug),
             // Told to read DWARF, blazesym also opens whatever file the image's links name, and the target wrote
             // those: such an image is left with the names in its symbol table.
+            (Some(debug), _) => follows_links.then_some(debug),
             (None, Image::File(file)) if facts.has_dwarf && !facts.links_elsewhere => Some(file),
             (None, _) => None,
         };

@@ -69,6 +69,7 @@ fn mapping(id: u16, begin: u64, end: u64, file_offset: u64, path: &Path) -> Arc<
         build_id: elf.build_id().expect("readable notes").map(<[u8]>::to_vec),
         file_id: (0, 0),
         backing,
+        root: None,
     })
 }
 

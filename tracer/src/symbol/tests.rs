@@ -327,6 +327,7 @@ fn code_without_a_readable_file_has_a_place_but_no_name() {
             build_id: None,
             file_id: (0, 0),
             backing,
+            root: None,
         })
     };
     let mappings = Mappings {

@@ -13,7 +13,7 @@ use memtrace_ebpf::unwind::frame;
 use object::{Object as _, ObjectSegment as _, ReadCache, ReadRef, SegmentFlags};
 use procfs::process::{MMPermissions, MMapPath, MemoryMap};
 
-use super::{Process, TargetError};
+use super::{Process, Root, TargetError};
 
 /// What is behind an executable mapping.
 #[derive(Clone, Debug)]
@@ -49,6 +49,8 @@ pub struct Mapping {
     pub file_id: (u64, u64),
     /// What is behind it.
     pub backing: Backing,
+    /// The root directory from which `path` counts, if memtrace has another.
+    pub root: Option<Arc<Root>>,
 }
 
 impl Mapping {
@@ -189,6 +191,7 @@ impl MappingReader {
             build_id: None,
             file_id: file_id(entry),
             backing: Backing::Anonymous,
+            root: process.root().cloned(),
         };
         match &entry.pathname {
             MMapPath::Vdso => {
@@ -354,6 +357,7 @@ mod tests {
             build_id: None,
             file_id: (0, 0),
             backing: Backing::Anonymous,
+            root: None,
         };
         describe_image(&mut mapping, image.as_slice());
         assert_eq!(mapping.bias, 0x5555_0000_0000);

@@ -6,6 +6,7 @@ mod mapping;
 mod memory;
 mod pagemap;
 mod process;
+mod root;
 mod sockets;
 
 use std::io;
@@ -16,6 +17,7 @@ pub use memory::Vma;
 pub use pagemap::{Pagemap, Residency};
 use process::descendants_of;
 pub use process::{Piece, Process, ProcessInfo};
+pub use root::Root;
 pub use sockets::SocketDetails;
 
 /// Why a process cannot be traced.

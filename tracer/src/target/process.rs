@@ -5,7 +5,10 @@ use std::{
     num::NonZeroU32,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use procfs::{
@@ -17,7 +20,7 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use super::TargetError;
+use super::{Root, TargetError};
 
 /// How many pieces one call reads (`UIO_MAXIOV`, `include/uapi/linux/uio.h`).
 const MAX_PIECES: usize = 1024;
@@ -51,6 +54,7 @@ pub struct Process {
     pidfd: OwnedFd,
     /// A thread that lives: when the first one has ended, its files in /proc are empty although others go on.
     anchor: AtomicU32,
+    root: Option<Arc<Root>>,
 }
 
 impl Process {
@@ -87,8 +91,10 @@ impl Process {
             },
             pidfd,
             anchor: AtomicU32::new(pid),
+            root: None,
         };
         process.find_memory(&status)?;
+        process.root = Root::of(process.anchor()).map(Arc::new);
         Ok(process)
     }
 
@@ -119,6 +125,11 @@ impl Process {
     /// The process id, in memtrace's PID namespace.
     pub fn pid(&self) -> u32 {
         self.info.pid
+    }
+
+    /// Its root directory, if memtrace has another: that of its container.
+    pub fn root(&self) -> Option<&Arc<Root>> {
+        self.root.as_ref()
     }
 
     /// The descriptor that becomes readable when the process ends.

@@ -13,7 +13,7 @@ use crate::process;
 
 /// What the end-to-end tests use: what shows that it is there, and the package that brings it. A path is a file that must
 /// exist; a name is a program that may be anywhere on `PATH`, because many have a newer one than Debian's.
-const TEST_PROGRAMS: [(&str, &str); 18] = [
+const TEST_PROGRAMS: [(&str, &str); 20] = [
     ("/usr/bin/gdb", "gdb"),
     ("/usr/sbin/bpftool", "bpftool"),
     ("/usr/bin/redis-server", "redis-server"),
@@ -35,6 +35,8 @@ const TEST_PROGRAMS: [(&str, &str); 18] = [
     ),
     ("/usr/lib/x86_64-linux-gnu/libmimalloc.so.2.0", "libmimalloc2.0"),
     ("/usr/bin/setpriv", "util-linux"),
+    ("/usr/sbin/dockerd", "docker.io"),
+    ("/usr/bin/podman", "podman"),
     ("/usr/share/doc/libc6-dbg", "libc6-dbg"),
 ];
 

@@ -54,7 +54,7 @@ impl Endpoint {
     }
 
     /// An address in the forms that the engines' tools take: `unix:///run/docker.sock`, or for some the path alone.
-    fn given(engine: Engine, address: &str) -> Self {
+    pub(super) fn given(engine: Engine, address: &str) -> Self {
         let path = address.strip_prefix("unix://").unwrap_or(address);
         Self {
             engine,

@@ -15,6 +15,9 @@ mod listing;
 mod members;
 mod wanted;
 
+#[cfg(test)]
+mod tests;
+
 use std::{collections::BTreeMap, fmt, io};
 
 pub use endpoints::{Endpoint, Endpoints};
