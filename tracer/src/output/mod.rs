@@ -6,6 +6,7 @@ mod fd_details;
 mod frames;
 mod places;
 mod processes;
+pub mod push;
 mod report;
 mod status;
 mod style;
