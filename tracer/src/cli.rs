@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 
 pub use recording::{GoHeap, ProfileKind, Recording};
 pub use serve::{ConfigError, Configuration, ServeArguments, TargetArguments};
-use values::parse_duration;
+pub(crate) use values::parse_duration;
 
 use crate::target::containers::Wanted;
 

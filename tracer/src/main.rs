@@ -3,12 +3,25 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use memtrace::{cli::Arguments, session};
+use memtrace::{
+    cli::{Arguments, Mode},
+    session,
+};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    start_log(&arguments);
-    match session::run(&arguments) {
+    let done = match &arguments.mode {
+        None => {
+            start_log(arguments.quiet, arguments.verbose);
+            session::run(&arguments)
+        }
+        Some(Mode::Serve(serve)) => {
+            start_log(serve.quiet, serve.verbose);
+            let words: Vec<_> = std::env::args_os().skip(2).collect();
+            session::serve(serve, &words)
+        }
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             use std::io::Write as _;
@@ -20,8 +33,8 @@ fn main() -> ExitCode {
 }
 
 /// User space and the programs log to the same place. `RUST_LOG` overrides the options.
-fn start_log(arguments: &Arguments) {
-    let level = match (arguments.quiet, arguments.verbose) {
+fn start_log(quiet: bool, verbose: bool) {
+    let level = match (quiet, verbose) {
         (true, _) => "error",
         (_, true) => "info",
         _ => "warn",

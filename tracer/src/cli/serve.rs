@@ -5,7 +5,10 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{ArgGroup, Args, CommandFactory as _, FromArgMatches as _, Parser};
 
 use super::{Recording, values::parse_size};
-use crate::target::containers::Wanted;
+use crate::{
+    output::{http::HttpOptions, push::PushOptions},
+    target::containers::Wanted,
+};
 
 /// What `memtrace serve --help` shows below the options.
 const AFTER_HELP: &str = "\
@@ -61,6 +64,14 @@ pub struct ServeArguments {
     /// How much kernel memory all tables together may take; a target that needs more waits.
     #[arg(long, value_name = "SIZE", default_value = "1g", value_parser = parse_size)]
     pub max_memory: u64,
+
+    /// Where profiles are served.
+    #[command(flatten)]
+    pub http: HttpOptions,
+
+    /// Where profiles are pushed to.
+    #[command(flatten)]
+    pub push: PushOptions,
 
     /// Only errors.
     #[arg(long, short, conflicts_with = "verbose")]

@@ -56,7 +56,7 @@ pub(super) fn parse_prefix(text: &str) -> Result<String, String> {
 }
 
 /// Parses `90`, `90s`, `1m30s`, `2h`, `500ms`.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a time; write for example 30s, 5m, or 1h30m");
     let mut total = Duration::ZERO;
     let mut rest = text;

@@ -7,6 +7,7 @@ mod frames;
 pub mod http;
 mod places;
 mod processes;
+pub mod push;
 mod report;
 mod status;
 mod style;

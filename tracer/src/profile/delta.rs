@@ -1,7 +1,7 @@
 //! What came between two profiles of the same kind.
 
 use super::{
-    join::{Join, end_nanos, text},
+    join::{Join, ended_nanos, text},
     proto::Profile,
 };
 
@@ -43,7 +43,7 @@ pub fn delta(later: &Profile, earlier: &Profile, which: impl Fn(&str) -> bool) -
 }
 
 fn set_time(delta: &mut Profile, later: &Profile, earlier: &Profile) {
-    let (from, until) = (end_nanos(earlier), end_nanos(later));
+    let (from, until) = (ended_nanos(earlier), ended_nanos(later));
     delta.time_nanos = from.min(until);
     delta.duration_nanos = until.saturating_sub(from).max(0);
 }

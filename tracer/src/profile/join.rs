@@ -276,6 +276,6 @@ pub(super) fn text(profile: &Profile, index: i64) -> &str {
 }
 
 /// When the time ended that the profile is about, in nanoseconds since 1970.
-pub(super) fn end_nanos(profile: &Profile) -> i64 {
+pub fn ended_nanos(profile: &Profile) -> i64 {
     profile.time_nanos.saturating_add(profile.duration_nanos)
 }

@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 
 use super::{
-    join::{Join, end_nanos, text},
+    join::{Join, ended_nanos, text},
     proto::Profile,
 };
 
@@ -44,7 +44,7 @@ fn set_time_and_period<'a>(merged: &mut Profile, all: impl Iterator<Item = &'a P
         .map(|of| of.time_nanos)
         .filter(|time| *time != 0)
         .min();
-    let until = all.clone().map(end_nanos).max();
+    let until = all.clone().map(ended_nanos).max();
     merged.time_nanos = from.unwrap_or(0);
     merged.duration_nanos = until.unwrap_or(0).saturating_sub(merged.time_nanos).max(0);
     merged.period = all.map(|of| of.period).max().unwrap_or(0);

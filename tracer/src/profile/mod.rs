@@ -1,6 +1,6 @@
 //! Profiles in pprof's format, as every pprof viewer expects them.
 //!
-//! [`heap()`], [`fds`], [`mmap`] and [`growth()`] make the profiles of a snapshot; [`Builder`] makes profiles of any [`Kind`]; [`encode_gz`] writes the file. [`delta()`] and [`merge()`] make
+//! [`heap()`], [`fds`], [`mmap`] and [`growth()`] make the profiles of a snapshot; [`Builder`] makes profiles of any [`Kind`]; [`encode_gz`] writes the file. [`delta()`], [`merge()`] and [`select()`] make
 //! profiles of profiles.
 
 mod builder;
@@ -13,6 +13,7 @@ mod holdings;
 mod join;
 mod merge;
 pub mod proto;
+mod select;
 pub(crate) mod stacks;
 pub(crate) mod subject;
 
@@ -27,8 +28,10 @@ pub use golang::{CREATED_BY, GOROUTINES, HOLD, THREADS, WAIT, go_heap, goroutine
 pub use growth::{GROWTH, growth};
 pub use heap::{AllocatorFrames, HEAP, INHERITED, heap};
 pub use holdings::{FDS, FDS_INHERITED, KIND, MMAP, MMAP_INHERITED, fds, mmap};
+pub use join::ended_nanos;
 pub use merge::merge;
 pub use proto::Profile;
+pub use select::{select, type_names};
 
 /// The bytes of a `.pb.gz` file.
 pub fn encode_gz(profile: &Profile) -> Vec<u8> {

@@ -28,6 +28,7 @@ mod trend;
 use std::io::{self, Write as _};
 
 pub use run::run;
+pub use serve::serve;
 pub use tracer::{Settings, Tracer};
 
 use crate::{

@@ -86,6 +86,12 @@ impl Settings {
         }
     }
 
+    /// The kernel memory that a tracer takes with these settings (bytes).
+    pub fn kernel_bytes(&self) -> u64 {
+        let limits = limits(self, TableRoom::default());
+        limits.block_bytes() + limits.other_bytes()
+    }
+
     /// Whether anything of these classes is traced.
     pub fn trace(&self, classes: u32) -> bool {
         self.classes & classes != 0

@@ -143,6 +143,11 @@ impl Symbolizer {
         }
     }
 
+    /// How many files were opened to find names.
+    pub fn module_count(&self) -> usize {
+        self.modules.len()
+    }
+
     /// Names packed frames ([`memtrace_ebpf::unwind::frame`]), which may repeat.
     pub fn symbolize(&mut self, mappings: &Mappings, frames: impl IntoIterator<Item = u64>) -> Symbols {
         let mut distinct: Vec<u64> = frames.into_iter().collect();

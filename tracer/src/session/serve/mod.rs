@@ -148,10 +148,14 @@ impl Daemon {
             // The first tick is at once.
             times.tick().await;
             loop {
-                tokio::select! {
-                    _ = stopped.wait_for(|stop| *stop) => return,
-                    _ = times.tick() => offer_all(&shared, &pusher).await,
+                let goes_on = tokio::select! {
+                    _ = stopped.wait_for(|stop| *stop) => false,
+                    _ = times.tick() => true,
+                };
+                if !goes_on {
+                    return;
                 }
+                offer_all(&shared, &pusher).await;
             }
         }))
     }

@@ -24,6 +24,17 @@ pub(super) fn of(init: u32, id: &str) -> io::Result<Vec<u32>> {
     Ok(pids)
 }
 
+/// The processes of the cgroup with this path, in whichever hierarchy, and of those below it, in ascending order.
+pub(super) fn below(path: &str) -> Vec<u32> {
+    let path = format!("/{}", path.trim_matches('/'));
+    let is_in = |place: &Place| Place { path: path.clone(), ..place.clone() }.contains(place);
+    let all = cgroup::of_all_processes();
+    let inside = all.filter(|(pid, places)| *pid != std::process::id() && places.iter().any(is_in));
+    let mut pids: Vec<u32> = inside.map(|(pid, _)| pid).collect();
+    pids.sort_unstable();
+    pids
+}
+
 /// The processes in a cgroup and below it. The first process says whether the file system of cgroups shows the right one: it is
 /// mounted elsewhere in each container.
 fn in_cgroup(init: u32, own: &Place) -> Vec<u32> {

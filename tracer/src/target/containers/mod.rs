@@ -95,6 +95,12 @@ impl Container {
     }
 }
 
+/// The processes of a cgroup and of those below it, in ascending order: `path` is the path in its hierarchy, as in
+/// `/proc/PID/cgroup`. Without memtrace itself.
+pub fn processes_below(path: &str) -> Vec<u32> {
+    members::below(path)
+}
+
 /// The one container that is wanted.
 ///
 /// # Errors
