@@ -145,12 +145,27 @@ impl Tracer {
                 .and_then(|reading| reading.mapped.get(&space.id)),
         });
         holdings.losses.extend(self.map_losses(space));
-        let heap = HeapState {
-            live_bytes: live_heap,
-            resident_at_attach: space.heap_resident,
-        };
-        let memory = vmas.and(rss).map(|rss| survey.summary(rss, &heap, &is_allocator));
+        let memory = vmas.and(rss).map(|rss| {
+            let heap = HeapState {
+                live_bytes: live_heap,
+                placed: self.placed_blocks(space, &survey, live_heap),
+                resident_at_attach: space.heap_resident,
+            };
+            survey.summary(rss, &heap, &is_allocator)
+        });
         Some(MapReport { holdings, memory })
+    }
+
+    /// How many bytes of live blocks are in each range that is mapped; nothing if no block is known.
+    fn placed_blocks(&self, space: &Space, survey: &Survey, live_heap: Option<u64>) -> Vec<u64> {
+        if live_heap.unwrap_or(0) == 0 {
+            return Vec::new();
+        }
+        let placed = self.programs.books().live_bytes_in(space.id, &survey.ranges());
+        placed.unwrap_or_else(|error| {
+            log::debug!("{error}");
+            Vec::new()
+        })
     }
 
     /// The stacks of the address space that mapped something, and those of its ancestors that mapped what it still holds.
