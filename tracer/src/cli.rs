@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, num::NonZeroU64, path::PathBuf, time::Duration};
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, CommandFactory as _, Parser, ValueEnum, error::ErrorKind};
 
 use crate::{
     profile::AllocatorFrames,
@@ -43,23 +43,17 @@ pub struct Arguments {
     pub children: bool,
 
     /// What to trace, separated by commas: heap, fd (descriptors: files, sockets, ...), mmap, growth, and of Go programs
-    /// goroutine and threadcreate.
+    /// goroutine and threadcreate [default: all but growth].
     ///
     /// heap needs probes in the allocator; fd, mmap and growth do not, but every process on the machine pays some
     /// 50 nanoseconds for each system call while they are traced. Of a Go program, heap, goroutine and threadcreate are
     /// read from its runtime, without probes, and what is from before the attach is in them.
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_enum,
-        value_delimiter = ',',
-        default_value = "heap,fd,mmap,goroutine,threadcreate"
-    )]
-    pub profiles: Vec<ProfileKind>,
+    #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',')]
+    pub profiles: Option<Vec<ProfileKind>>,
 
-    /// Only who touches new memory, from a sample of the page faults, and who moves the heap's end and maps: as
-    /// --profiles growth. For programs that allocate too fast for more.
-    #[arg(long, conflicts_with = "profiles")]
+    /// Who touches new memory, from a sample of the page faults, and who moves the heap's end and maps: only that, or with
+    /// --profiles LIST beside what LIST names. Alone it is for programs that allocate too fast for more.
+    #[arg(long)]
     pub growth: bool,
 
     /// List each open descriptor, with its path or its socket's addresses and state, in the report and in fd-details.json.
@@ -198,10 +192,29 @@ impl Arguments {
 
     /// Whether this is traced.
     pub fn wants(&self, kind: ProfileKind) -> bool {
-        match self.growth {
-            true => kind == ProfileKind::Growth,
-            false => self.profiles.contains(&kind),
+        let is_growth = kind == ProfileKind::Growth;
+        match &self.profiles {
+            Some(profiles) => profiles.contains(&kind) || self.growth && is_growth,
+            None => self.growth == is_growth,
         }
+    }
+
+    /// The command line of this process; ends it with a message if it is not one of ours.
+    pub fn of_process() -> Self {
+        let arguments = Self::parse();
+        match arguments.checked() {
+            Ok(arguments) => arguments,
+            Err(error) => error.exit(),
+        }
+    }
+
+    /// What no single option shows: wishes that cannot be granted together.
+    fn checked(self) -> Result<Self, clap::Error> {
+        if self.fd_details && !self.wants(ProfileKind::Fd) {
+            let what = "--fd-details lists descriptors, which are not traced here: add fd to --profiles (--profiles fd,...)";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, what));
+        }
+        Ok(self)
     }
 
     /// Which blocks are recorded and shown.
@@ -379,9 +392,23 @@ mod tests {
         assert_eq!(wants(&[]), [true, true, true, false]);
         assert_eq!(wants(&["--growth"]), [false, false, false, true]);
         assert_eq!(wants(&["--profiles", "fd,growth"]), [false, true, false, true]);
-        let both = ["memtrace", "--pid", "1", "--growth", "--profiles", "heap"];
-        assert!(Arguments::try_parse_from(both).is_err());
+        assert_eq!(
+            wants(&["--growth", "--profiles", "heap"]),
+            [true, false, false, true]
+        );
+        assert!(
+            parse(&[]).wants(ProfileKind::Goroutine) && !parse(&["--growth"]).wants(ProfileKind::Goroutine)
+        );
         assert!(Arguments::try_parse_from(["memtrace", "--pid", "1", "--profiles", "heaps"]).is_err());
+    }
+
+    #[test]
+    fn details_need_descriptors() {
+        let is_fine = |options: &[&str]| parse(options).checked().is_ok();
+        assert!(is_fine(&["--fd-details"]));
+        assert!(is_fine(&["--fd-details", "--profiles", "mmap,fd"]));
+        assert!(!is_fine(&["--fd-details", "--profiles", "mmap"]));
+        assert!(!is_fine(&["--fd-details", "--growth"]));
     }
 
     #[test]

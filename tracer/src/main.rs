@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use memtrace::{cli::Arguments, session};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::of_process();
     start_log(&arguments);
     match session::run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,

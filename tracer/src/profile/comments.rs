@@ -138,9 +138,10 @@ pub(super) fn growth(snapshot: &Snapshot, growths: &Growths) -> Vec<String> {
     let samples = growths.sites.iter().map(|site| site.samples);
     lines.push(format!("samples: {}", samples.fold(0, u64::saturating_add)));
     lines.extend(Subject::NewMemory.coverage().iter().copied().map(str::to_owned));
-    if let Some((before, now)) = growths.rss {
+    if let Some((before, now)) = growths.resident {
         lines.push(format!(
-            "resident memory: {before} bytes when tracing began, {now} bytes at the end"
+            "resident memory: {} bytes when tracing began, {} bytes at the end; anonymous: {} and {} bytes",
+            before.rss, now.rss, before.anonymous, now.anonymous
         ));
     }
     lines.extend(notes_and_losses(&growths.notes, &growths.losses));

@@ -124,7 +124,7 @@ impl Tracer {
         let process = space.process.clone().filter(|process| !process.has_ended());
         self.mapped.entry(space.id).or_default().begin_reading(now());
         let vmas = process.as_ref().and_then(|process| process.vmas().ok());
-        let rss = process.as_ref().and_then(|process| process.rss().ok());
+        let resident = process.as_ref().and_then(|process| process.resident().ok());
         self.read_map_events();
         let mut books = self.mapped.remove(&space.id).unwrap_or_default();
         let survey = survey(&mut books, vmas.as_deref(), process.as_deref());
@@ -145,13 +145,13 @@ impl Tracer {
                 .and_then(|reading| reading.mapped.get(&space.id)),
         });
         holdings.losses.extend(self.map_losses(space));
-        let memory = vmas.and(rss).map(|rss| {
+        let memory = vmas.and(resident).map(|resident| {
             let heap = HeapState {
                 live_bytes: live_heap,
                 placed: self.placed_blocks(space, &survey, live_heap),
                 resident_at_attach: space.heap_resident,
             };
-            survey.summary(rss, &heap, &is_allocator)
+            survey.summary(resident.rss, &heap, &is_allocator)
         });
         Some(MapReport { holdings, memory })
     }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use memtrace_ebpf::layout::EndReason;
 
+use crate::target::Resident;
+
 /// Who opened or mapped something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Maker {
@@ -97,8 +99,8 @@ pub struct Growths {
     pub sites: Vec<Growth>,
     /// The mean distance between two samples of touched memory (bytes).
     pub sample_bytes: u64,
-    /// Resident memory when tracing began and now (bytes), where it is known.
-    pub rss: Option<(u64, u64)>,
+    /// Resident memory when tracing began and now, where it is known.
+    pub resident: Option<(Resident, Resident)>,
     /// As [`Holdings::losses`].
     pub losses: Vec<(u64, String)>,
     /// As [`Holdings::notes`].

@@ -11,7 +11,7 @@ use std::io;
 
 pub use descriptors::Descriptor;
 pub use mapping::{Backing, Change, Mapping, MappingReader, Mappings};
-pub use memory::Vma;
+pub use memory::{Resident, Vma};
 pub use pagemap::{Pagemap, Residency};
 pub use process::{Piece, Process, ProcessInfo};
 pub use sockets::SocketDetails;

@@ -14,6 +14,7 @@ use crate::{
     snapshot::{
         FdDetail, Growth, Growths, Holder, Holdings, Maker, MemoryPart, MemorySummary, Origin, Snapshot,
     },
+    target::Resident,
 };
 
 /// A stack of the server's, down to its start.
@@ -193,6 +194,10 @@ fn everything(words: &mut Words) -> Snapshot {
     }
 }
 
+fn resident(rss: u64, anonymous: u64) -> Resident {
+    Resident { rss, anonymous }
+}
+
 fn growth(words: &mut Words) -> Growths {
     let mut site = |stack: &[&str], touched, samples, (brk, mapped)| Growth {
         frames: frames(words, stack),
@@ -226,11 +231,25 @@ fn growth(words: &mut Words) -> Growths {
             1,
             (1 << 20, 64 << 20),
         ),
+        // By the same line as the second, and by nobody else.
+        site(
+            &["libc!__mmap64", "page_new at src/page.c:7"],
+            0,
+            0,
+            (0, 32 << 20),
+        ),
+        site(
+            &["libc!__mmap64", "arena_new at src/arena.c:3"],
+            0,
+            0,
+            (0, 96 << 20),
+        ),
+        site(&["libc!__brk", "grow at src/arena.c:9"], 0, 0, (1 << 20, 0)),
     ];
     Growths {
         sites,
         sample_bytes: 64 << 10,
-        rss: Some((20 << 20, 71 << 20)),
+        resident: Some((resident(20 << 20, 8 << 20), resident(171 << 20, 140 << 20))),
         ..Growths::default()
     }
 }
