@@ -316,7 +316,11 @@ pub(crate) fn counted(losses: &Losses) -> Vec<Counted> {
             "blocks recorded without their stack: the stack table was full or no walk state was free",
             "blocks without a stack",
         ),
-        lost(missed_frees, "blocks whose free was missed", "missed frees"),
+        lost(
+            missed_frees,
+            "blocks whose free was missed",
+            "blocks whose free was missed",
+        ),
         lost(
             abandoned_calls,
             "calls that never returned",

@@ -263,6 +263,7 @@ pub fn reconcile(
     let holdings = Holdings {
         losses: losses.map(|(count, what)| (count, what.to_owned())).collect(),
         holders: holders.finish(context.earlier),
+        warning: None,
         notes: Vec::new(),
     };
     (holdings, sockets.map(|_| details))

@@ -23,6 +23,7 @@ use crate::{
     kernel::RawStack,
     snapshot::{Holdings, MemorySummary},
     target::{Pagemap, Process, Residency, Vma},
+    text,
 };
 
 /// Bytes in a page.
@@ -145,6 +146,15 @@ impl Tracer {
                 .and_then(|reading| reading.mapped.get(&space.id)),
         });
         holdings.losses.extend(self.map_losses(space));
+        let lost = self
+            .programs
+            .books()
+            .counters(space.id)
+            .get(Counter::MapEventsLost);
+        holdings.warning = (lost > 0).then(|| {
+            let changes = text::counted(lost, "change of mappings was lost", "changes of mappings were lost");
+            format!("{changes}, they came too fast: what is said here of bytes, and of who mapped them, may be wrong.")
+        });
         let memory = vmas.and(resident).map(|resident| {
             let heap = HeapState {
                 live_bytes: live_heap,

@@ -4,7 +4,7 @@ use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, mpsc},
     time::{Duration, SystemTime},
 };
 
@@ -39,6 +39,8 @@ use crate::{
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
 /// How often room is made in the kernel's tables, if it is needed.
 const TIDY_PERIOD: Duration = Duration::from_secs(1);
+/// How long probes are removed before memtrace says so.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// Without `--duration`: longer than any machine runs.
 const FOREVER: Duration = Duration::from_secs(1 << 32);
 
@@ -342,9 +344,22 @@ impl Run<'_> {
         self.say_what_became_of_the_program();
         let last = self.tracer.snapshots();
         // Removing a probe waits for the kernel, some 50 ms each, one after the other.
-        let Self { tracer, results, .. } = self;
-        let detaching = std::thread::spawn(move || drop(tracer));
+        let Self {
+            tracer,
+            results,
+            arguments,
+            ..
+        } = self;
+        let (done, detached) = mpsc::channel::<()>();
+        let detaching = std::thread::spawn(move || {
+            drop(tracer);
+            drop(done);
+        });
         let reported = results.finish(last);
+        let waits = detached.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout);
+        if waits && !arguments.quiet {
+            say("removing probes: the kernel takes some seconds for it");
+        }
         // A panic there would have ended memtrace: there is no result to look at.
         let _detached = detaching.join();
         reported

@@ -69,6 +69,8 @@ pub struct Holder {
 pub struct Holdings {
     /// In no order; each combination of stack and kind once.
     pub holders: Vec<Holder>,
+    /// What makes the numbers wrong, if anything does: a sentence to be read before them.
+    pub warning: Option<String>,
     /// What was lost or could not be seen: how often, and what; of those that are not 0.
     pub losses: Vec<(u64, String)>,
     /// What else a reader has to know, one sentence each.

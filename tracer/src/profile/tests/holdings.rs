@@ -239,6 +239,7 @@ fn comments_are_of_the_profile_that_they_stand_in() {
         ]
     );
     let holdings = Holdings {
+        warning: None,
         holders: Vec::new(),
         losses: vec![(7, "events of mappings (\x1b)".to_owned())],
         notes: vec!["Some pages are shared.".to_owned()],
