@@ -126,8 +126,8 @@ impl Tracer {
         holdings.losses.extend(losses(&counters));
         add_opened_by_io_uring(&mut holdings, &counters);
         if self.settings.fd_details && readings.listing.is_none() {
-            let note =
-                "The process had ended when its descriptors were looked up: where they led is not known.";
+            let note = "The process had ended when its descriptors were looked up: of those that it opened while it was traced, where they led \
+                        is not known.";
             holdings.notes.push(note.into());
         }
         if !self.sees_io_uring {
