@@ -389,6 +389,7 @@ static void prepare(const char *directory, bool is_again)
     make_files(directory);
     make_ring();
     make_terminal();
+    make_fault_device();
     hold_for_reopening();
     for (size_t i = 0; i < worker_count; i++)
         equip(&workers[i], i);

@@ -112,6 +112,30 @@ static bool prepare_tree(struct worker *self, struct request *r)
     return true;
 }
 
+/* The master of a pseudoterminal; -1 if this machine grants none. */
+static int terminal = -1;
+
+static void make_terminal(void)
+{
+    terminal = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (terminal >= 0 && unlockpt(terminal) != 0)
+        fail("cannot unlock a pseudoterminal");
+}
+
+static bool prepare_terminal(struct worker *self, struct request *r)
+{
+    (void)self;
+    r->fd = terminal;
+    return terminal >= 0;
+}
+
+static bool prepare_namespace(struct worker *self, struct request *r)
+{
+    struct request namespace = {.path = "/proc/self/ns/net", .flags = O_RDONLY, .kinds = {A_FILE}};
+    r->fd = open_for(self, r, "site_open_0", &namespace);
+    return r->fd >= 0;
+}
+
 /* Which takes a privilege. */
 static bool prepare_cloned_tree(struct worker *self, struct request *r)
 {
@@ -259,6 +283,12 @@ static bool prepare_messages(struct worker *self, struct request *r)
     return true;
 }
 
+static bool prepare_peer(struct worker *self, struct request *r)
+{
+    r->fd = self->mail[1];
+    return true;
+}
+
 /* Messages that were only looked at, or not at all, take their descriptors with them: reading opens nothing. */
 static void empty_mail(struct worker *self)
 {
@@ -372,6 +402,7 @@ static struct site sites[] = {
     ENTRIES(accept4, TCP, SOCK_CLOEXEC, prepare_accept)
     THREE_ENTRIES(recvmsg, OTHER, MSG_CMSG_CLOEXEC, prepare_message)
     ENTRIES(recvmmsg, OTHER, MSG_CMSG_CLOEXEC, prepare_messages)
+    ENTRIES(peer_pidfd, PIDFD, 0, prepare_peer)
     ENTRIES(pipe, A_PIPE, 0, NULL)
     ENTRIES(pipe2, A_PIPE, O_CLOEXEC, NULL)
     ENTRIES(dup, OTHER, 0, prepare_dup)
@@ -396,6 +427,9 @@ static struct site sites[] = {
     ENTRIES(io_uring_setup, IO_URING, 0, NULL)
     ENTRIES(landlock_create_ruleset, OTHER, 0, NULL)
     ENTRIES(mq_open, A_FILE, O_CLOEXEC, prepare_queue)
+    ENTRIES(terminal_peer, A_FILE, O_CLOEXEC, prepare_terminal)
+    ENTRIES(namespace_of_users, A_FILE, 0, prepare_namespace)
+    ENTRY(open_tree_attr, 0, A_DIR, O_CLOEXEC, prepare_tree)
     ENTRY(open_tree, 0, A_DIR, O_CLOEXEC, prepare_tree)
     ENTRY(open_tree, 1, A_DIR, O_CLOEXEC, prepare_cloned_tree)
     ENTRIES(fsopen, OTHER, FSOPEN_CLOEXEC, NULL)

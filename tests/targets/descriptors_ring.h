@@ -4,6 +4,8 @@
 
 #include "descriptors_requests.h"
 
+enum { OF_RING_PIPE = 62 }; /* IORING_OP_PIPE, include/uapi/linux/io_uring.h */
+
 static struct {
     int fd;
     _Atomic unsigned *submission_tail, *completion_head, *completion_tail;
@@ -25,7 +27,7 @@ static void *map_ring(size_t length, off_t what)
 static void make_ring(void)
 {
     struct io_uring_params params = {0};
-    ring.fd = (int)syscall(SYS_io_uring_setup, 4, &params);
+    ring.fd = (int)syscall(SYS_io_uring_setup, PENDING_MAX, &params);
     if (ring.fd < 0) {
         printf("refused io_uring %d\n", errno);
         return;
@@ -48,7 +50,18 @@ static void make_ring(void)
         fail("a ring does not take a table");
 }
 
-/* Has one operation done, and returns its result. */
+/* The result of the next thing that was done, if there is one. */
+static bool next_result(int *result)
+{
+    unsigned head = atomic_load(ring.completion_head);
+    if (atomic_load(ring.completion_tail) == head)
+        return false;
+    *result = ring.completions[head & ring.completion_mask].res;
+    atomic_store(ring.completion_head, head + 1);
+    return true;
+}
+
+/* Has one operation done, and returns its first result. */
 NOINLINE static int site_ring_enter_0(const struct io_uring_sqe *operation)
 {
     unsigned tail = atomic_load(ring.submission_tail), index = tail & ring.submission_mask;
@@ -57,11 +70,9 @@ NOINLINE static int site_ring_enter_0(const struct io_uring_sqe *operation)
     atomic_store(ring.submission_tail, tail + 1);
     if (syscall(SYS_io_uring_enter, ring.fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) != 1)
         fail("a ring does not take an operation");
-    unsigned head = atomic_load(ring.completion_head);
-    while (atomic_load(ring.completion_tail) == head)
+    int result;
+    while (!next_result(&result))
         continue;
-    int result = ring.completions[head & ring.completion_mask].res;
-    atomic_store(ring.completion_head, head + 1);
     __asm__ volatile("/* ring_enter 0 */" : "+r"(result));
     return result;
 }
@@ -120,6 +131,74 @@ static void open_by_ring(struct worker *self, bool of_ring)
     give(self, fd);
 }
 
+/* What this kernel's rings know: pipes (since Linux 6.16), accepts that go on (5.19). */
+static bool rings_know_pipes = true, rings_go_on = true;
+
+static void pipe_by_ring(struct worker *self, bool of_ring)
+{
+    int ends[2];
+    struct io_uring_sqe operation = {.opcode = OF_RING_PIPE, .addr = (uintptr_t)ends};
+    operation.flags = of_ring ? IOSQE_ASYNC : 0;
+    int result = site_ring_enter_0(&operation);
+    rings_know_pipes = result != -EINVAL;
+    for (int i = 0; i < 2 && result == 0; i++) {
+        book_opened(ends[i], of_ring ? BY_RING : BY_RING_ENTER, A_PIPE);
+        give(self, ends[i]);
+    }
+}
+
+/* Descriptors that come in a message. */
+static void receive_by_ring(struct worker *self, bool of_ring)
+{
+    struct request r = {0};
+    if (prepare_parcel(self, &r)) {
+        struct io_uring_sqe operation = {
+            .opcode = IORING_OP_RECVMSG, .fd = self->mail[1], .addr = (uintptr_t)&r.parcels[0].header, .len = 1,
+        };
+        operation.flags = of_ring ? IOSQE_ASYNC : 0;
+        if (site_ring_enter_0(&operation) < 0)
+            fail("a ring does not receive");
+        int count = unpack(&r, 0, 0);
+        for (int i = 0; i < count; i++) {
+            book_opened(r.opened[i], of_ring ? BY_RING : BY_RING_ENTER, r.kinds[i]);
+            give(self, r.opened[i]);
+        }
+    }
+    for (unsigned i = 0; i < r.borrowed_count; i++)
+        give(self, r.borrowed[i]);
+}
+
+/* An accept that goes on: of all connections that wait, until it is cancelled. */
+static void accept_by_ring(struct worker *self)
+{
+    enum { NAME = 1 };
+    struct request r = {0};
+    if (prepare_accept(self, &r)) {
+        struct io_uring_sqe operation = {
+            .opcode = IORING_OP_ACCEPT, .fd = r.fd, .ioprio = IORING_ACCEPT_MULTISHOT, .user_data = NAME,
+        };
+        int fd = site_ring_enter_0(&operation);
+        rings_go_on = fd != -EINVAL;
+        for (bool is_more = rings_go_on; is_more; is_more = next_result(&fd)) {
+            if (fd < 0)
+                fail("a ring does not accept");
+            book_opened(fd, BY_RING_ENTER, r.kinds[0]);
+            give(self, fd);
+            for (size_t i = 0; i < LISTENERS; i++)
+                self->listeners[i].pending -= self->listeners[i].fd == r.fd;
+        }
+    }
+    if (r.fd > 0 && rings_go_on) {
+        struct io_uring_sqe cancel = {.opcode = IORING_OP_ASYNC_CANCEL, .addr = NAME};
+        int result;
+        site_ring_enter_0(&cancel);
+        while (!next_result(&result))
+            continue;
+    }
+    for (unsigned i = 0; i < r.borrowed_count; i++)
+        give(self, r.borrowed[i]);
+}
+
 /* Has the ring close a descriptor that is the caller's own. */
 static void close_by_ring(struct worker *self, int fd)
 {
@@ -141,6 +220,12 @@ NOINLINE static void work_by_ring(struct worker *self, uint64_t operations)
         open_by_ring(self, one_in(self, 2));
         if (one_in(self, 10))
             open_into_ring(self);
+        if (rings_know_pipes && one_in(self, 10))
+            pipe_by_ring(self, one_in(self, 2));
+        if (one_in(self, 10))
+            receive_by_ring(&workers[0], one_in(self, 2));
+        if (rings_go_on && one_in(self, 10))
+            accept_by_ring(&workers[0]);
         atomic_fetch_add(&shared->operations, 1);
     }
 }

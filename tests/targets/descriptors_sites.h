@@ -23,11 +23,13 @@
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/pidfd.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
+#include <termios.h>
 
 #include "descriptors_books.h"
 
@@ -36,6 +38,9 @@ enum {
     PARCELS_MAX = 3, /* messages at once */
     OPENED_MAX = RIGHTS_MAX * PARCELS_MAX,
     USER_MODE_ONLY = 1, /* UFFD_USER_MODE_ONLY, include/uapi/linux/userfaultfd.h */
+    PEERPIDFD = 77, /* SO_PEERPIDFD, include/uapi/asm-generic/socket.h */
+    OF_WHICH_USERS = 0xb701, /* NS_GET_USERNS, include/uapi/linux/nsfs.h */
+    OPEN_TREE_ATTR = 467, /* its system call, arch/x86/entry/syscalls/syscall_64.tbl */
     CHILD_STACK = 16384,
 };
 
@@ -115,6 +120,12 @@ ALWAYS_INLINE int opened_one(struct request *r, long fd)
 {
     r->opened[0] = (int)fd;
     return fd < 0 ? -1 : 1;
+}
+
+/* One that the call stored. */
+ALWAYS_INLINE int opened_there(long result)
+{
+    return result < 0 ? -1 : 1;
 }
 
 ALWAYS_INLINE int opened_pair(long result)
@@ -204,6 +215,10 @@ SITE(accept4, 1, DIRECT(accept4, r->fd, 0, 0, r->flags))
 MESSAGE_SITE(recvmsg, 0, recvmsg(r->fd, &r->parcels[0].header, r->flags))
 MESSAGE_SITE(recvmsg, 1, syscall(SYS_recvmsg, r->fd, &r->parcels[0].header, r->flags))
 MESSAGE_SITE(recvmsg, 2, DIRECT(recvmsg, r->fd, &r->parcels[0].header, r->flags))
+SITE_WITH(peer_pidfd, 0, opened_there(result),
+          getsockopt(r->fd, SOL_SOCKET, PEERPIDFD, r->opened, &(socklen_t){sizeof *r->opened}))
+SITE_WITH(peer_pidfd, 1, opened_there(result),
+          DIRECT(getsockopt, r->fd, SOL_SOCKET, PEERPIDFD, r->opened, &(socklen_t){sizeof *r->opened}))
 
 #define RECVMMSG_SITE(number, call)                                   \
     NOINLINE static int site_recvmmsg_##number(struct request *r)     \
@@ -274,9 +289,16 @@ SITE(mq_open, 0, mq_open(r->name, r->flags, 0600, &(struct mq_attr){.mq_maxmsg =
 SITE(mq_open, 1, syscall(SYS_mq_open, r->name + 1, r->flags, 0600, &(struct mq_attr){.mq_maxmsg = 1, .mq_msgsize = 8}))
 SITE(seccomp, 0, syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, r->filter))
 
+/* By ioctl. */
+SITE(terminal_peer, 0, ioctl(r->fd, TIOCGPTPEER, O_RDWR | O_NOCTTY | r->flags))
+SITE(terminal_peer, 1, DIRECT(ioctl, r->fd, TIOCGPTPEER, O_RDWR | O_NOCTTY | r->flags))
+SITE(namespace_of_users, 0, ioctl(r->fd, OF_WHICH_USERS))
+SITE(namespace_of_users, 1, syscall(SYS_ioctl, r->fd, OF_WHICH_USERS))
+
 /* File systems. */
 SITE(open_tree, 0, open_tree(r->fd, r->path, (unsigned)r->flags))
 SITE(open_tree, 1, syscall(SYS_open_tree, r->fd, r->path, r->flags))
+SITE(open_tree_attr, 0, syscall(OPEN_TREE_ATTR, r->fd, r->path, r->flags, NULL, 0))
 SITE(fsopen, 0, fsopen("tmpfs", (unsigned)r->flags))
 SITE(fsopen, 1, DIRECT(fsopen, "tmpfs", r->flags))
 SITE(fspick, 0, fspick(AT_FDCWD, "/", (unsigned)r->flags))

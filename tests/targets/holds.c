@@ -1,6 +1,7 @@
 /*
- * A program whose memory is known: at `hold` it takes, and touches, 64 MiB from malloc in blocks of 1,000 bytes, 32 MiB
- * mapped without a file, 16 MiB of a file, and 256 KiB of the stacks of each of 8 threads.
+ * A program whose memory is known: at the start it takes, and touches, 32 MiB from malloc in blocks of 1,000 bytes; at `hold`
+ * 64 MiB more, 32 MiB mapped without a file, 16 MiB of a file, and 256 KiB of the stacks of each of 8 threads. It also takes
+ * a block of 256 MiB then, which it does not touch.
  *
  *     holds DIRECTORY
  *
@@ -17,7 +18,7 @@
 
 #define NOINLINE __attribute__((noinline, noclone))
 
-enum { MIB = 1 << 20, BLOCK = 1000, HEAP = 64 * MIB, ANON = 32 * MIB, FILE_BYTES = 16 * MIB, STACK = 256 << 10, THREADS = 8 };
+enum { MIB = 1 << 20, BLOCK = 1000, HEAP_BEFORE = 32 * MIB, HEAP = 64 * MIB, UNTOUCHED = 256 * MIB, ANON = 32 * MIB, FILE_BYTES = 16 * MIB, STACK = 256 << 10, THREADS = 8 };
 
 static pthread_barrier_t started;
 static int file;
@@ -28,15 +29,23 @@ static void fail(const char *what)
     _exit(1);
 }
 
-NOINLINE static void hold_heap(void)
+NOINLINE static void hold_heap(size_t all)
 {
-    for (size_t bytes = 0; bytes < HEAP; bytes += BLOCK) {
+    for (size_t bytes = 0; bytes < all; bytes += BLOCK) {
         char *block = malloc(BLOCK);
         if (block == NULL)
             fail("malloc failed");
         memset(block, 1, BLOCK);
         __asm__ volatile("" ::"r"(block) : "memory");
     }
+}
+
+NOINLINE static void hold_untouched(void)
+{
+    char *block = malloc(UNTOUCHED);
+    if (block == NULL)
+        fail("malloc of a large block failed");
+    __asm__ volatile("" ::"r"(block) : "memory");
 }
 
 NOINLINE static void hold_anon(void)
@@ -70,7 +79,8 @@ NOINLINE static void *hold_stack(void *unused)
 
 static void hold(void)
 {
-    hold_heap();
+    hold_heap(HEAP);
+    hold_untouched();
     hold_anon();
     hold_file();
     pthread_barrier_init(&started, NULL, THREADS + 1);
@@ -95,6 +105,7 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < FILE_BYTES; i += sizeof page)
         if (write(file, page, sizeof page) != (ssize_t)sizeof page)
             fail("cannot write the file");
+    hold_heap(HEAP_BEFORE);
     printf("ready %d\n", (int)getpid());
     fflush(stdout);
     while (fgets(line, sizeof line, stdin) != NULL) {

@@ -52,6 +52,10 @@ pub mod action {
     pub const SHMDT: u8 = 22;
     /// `landlock_create_ruleset`.
     pub const LANDLOCK: u8 = 23;
+    /// `ioctl`: opens the descriptor that it returns if the request is one that does.
+    pub const IOCTL: u8 = 24;
+    /// `getsockopt`: opens one if it asks for `SO_PEERPIDFD`, stored where the fourth argument says.
+    pub const GETSOCKOPT: u8 = 25;
     /// From here on: opens the descriptor that it returns, of the kind of which this is the value.
     pub const OPENS_KIND: u8 = 0x40;
 }
@@ -73,6 +77,7 @@ pub const CALLS: &[(&str, u8)] = &[
     ("pidfd_getfd", action::OPENS),
     ("mq_open", action::OPENS),
     ("open_tree", action::OPENS),
+    ("open_tree_attr", action::OPENS),
     ("fsmount", action::OPENS),
     ("dup", action::DUPLICATES),
     ("dup2", action::DUPLICATES_TO),
@@ -84,6 +89,8 @@ pub const CALLS: &[(&str, u8)] = &[
     ("socketpair", action::SOCKETPAIR),
     ("recvmsg", action::RECVMSG),
     ("recvmmsg", action::RECVMMSG),
+    ("getsockopt", action::GETSOCKOPT),
+    ("ioctl", action::IOCTL),
     ("clone", action::CLONE),
     ("clone3", action::CLONE3),
     ("seccomp", action::SECCOMP),

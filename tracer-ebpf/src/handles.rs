@@ -325,6 +325,12 @@ pub struct Offsets {
     pub accept_slot: u32,
     /// See [`Offsets::close_slot`].
     pub socket_slot: u32,
+    /// `io_pipe.file_slot` (`io_uring/openclose.c`, Linux 6.16), as [`Offsets::close_slot`].
+    pub pipe_slot: u32,
+    /// `io_pipe.fds`: where the two numbers are stored; 0 if this kernel's rings make no pipes.
+    pub pipe_fds: u32,
+    /// `io_sr_msg.umsg` (`io_uring/net.c`): of a request that receives a message, where its header is; 0 if not known.
+    pub message: u32,
     /// `vm_area_struct.vm_start`.
     pub vma_start: u32,
     /// `vm_area_struct.vm_end`.

@@ -2,14 +2,13 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use memtrace::{
     cli::{Arguments, Mode},
     session,
 };
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::of_process();
     let done = match &arguments.mode {
         None => {
             start_log(arguments.quiet, arguments.verbose);

@@ -50,6 +50,14 @@ pub fn counted(value: u64, one: &str, many: &str) -> String {
     }
 }
 
+/// `1 call that never returned`, `12 calls that never returned`: a number of things, named by words of which the first is the
+/// noun in the plural, with an s.
+pub fn number_of(value: u64, plural: &str) -> String {
+    let (noun, rest) = plural.split_once(' ').unwrap_or((plural, ""));
+    let one = format!("{} {rest}", noun.strip_suffix('s').unwrap_or(noun));
+    counted(value, one.trim_end(), plural)
+}
+
 /// `999`, `1.2 k`, `12.3 M`, `123 G`.
 pub fn count(value: u64) -> String {
     scaled(value, 1000.0, &["", " k", " M", " G", " T", " P", " E"])

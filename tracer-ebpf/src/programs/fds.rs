@@ -11,7 +11,7 @@ use memtrace_ebpf::{
 };
 
 use super::{
-    atomic, count_for, files, ids,
+    atomic, count_for, files, ids, io_uring,
     maps::{self, Thread},
     process::{self, member},
     stack,
@@ -52,6 +52,20 @@ const BPF_OPENS: u64 = 1 << 0
     | 1 << 33
     | 1 << 36;
 
+/// `SO_PEERPIDFD` (`include/uapi/asm-generic/socket.h`), of `SOL_SOCKET`; Linux 6.5.
+const SO_PEERPIDFD: u32 = 77;
+/// The request of `ioctl` that opens the other end of a pseudoterminal, `TIOCGPTPEER` (`include/uapi/asm-generic/ioctls.h`).
+const TIOCGPTPEER: u32 = 0x5441;
+/// `NS_GET_USERNS`, `NS_GET_PARENT`, `NS_MNT_GET_NEXT`, `NS_MNT_GET_PREV` (`include/uapi/linux/nsfs.h`).
+const NS_GET_USERNS: u32 = 0xb701;
+const NS_GET_PARENT: u32 = 0xb702;
+const NS_MNT_GET_NEXT: u32 = 0x8010_b70b;
+const NS_MNT_GET_PREV: u32 = 0x8010_b70c;
+/// The first and the last of the requests that open a namespace of a pidfd's process, `PIDFD_GET_CGROUP_NAMESPACE` to
+/// `PIDFD_GET_UTS_NAMESPACE` (`include/uapi/linux/pidfd.h`).
+const PIDFD_GET_FIRST: u32 = 0xff01;
+const PIDFD_GET_LAST: u32 = 0xff0a;
+
 /// Descriptors looked at in one part when a range is closed or a table copied, and how many parts.
 const PART: u32 = 512;
 const PARTS: u32 = 64;
@@ -64,10 +78,23 @@ const MESSAGES: u64 = 256;
 const MSG_CONTROL: u64 = 32;
 const MSG_CONTROLLEN: u64 = 40;
 const MMSGHDR_BYTES: u64 = 64;
-/// `struct cmsghdr`: `cmsg_len`, `cmsg_level`, `cmsg_type`, then the data; `SOL_SOCKET`, `SCM_RIGHTS`.
+/// `struct cmsghdr`: `cmsg_len`, `cmsg_level`, `cmsg_type`, then the data; `SOL_SOCKET`, `SCM_RIGHTS`, and `SCM_PIDFD`, which
+/// stores one descriptor, or an error.
 const CMSG_DATA: u64 = 16;
 const SOL_SOCKET: u32 = 1;
 const SCM_RIGHTS: u32 = 1;
+const SCM_PIDFD: u32 = 4;
+
+/// On whom [`book_control`] books what it finds.
+#[repr(u32)]
+pub enum Receiver {
+    /// The stack of the call that is under way.
+    Call = 0,
+    /// The stack that was found for what an io_uring did.
+    Ring = 1,
+    /// Nobody: a thread of the kernel received it for an io_uring.
+    Kernel = 2,
+}
 
 /// The descriptor table that a thread uses.
 #[inline(always)]
@@ -98,7 +125,9 @@ pub fn opens(action: u8, call: Call) -> bool {
         action::SIGNALFD => call.first() as i32 == -1,
         // With flags it answers questions.
         action::LANDLOCK => call.third() as u32 == 0,
-        action::RECVMSG => control_of(call.second()).1 >= CMSG_DATA,
+        action::RECVMSG => has_control(call.second()),
+        action::IOCTL => opens_by_request(call.second() as u32) && is_new(call.result as u32),
+        action::GETSOCKOPT => (call.second() as u32, call.third() as u32) == (SOL_SOCKET, SO_PEERPIDFD),
         _ => true,
     }
 }
@@ -112,9 +141,10 @@ pub fn book(action: u8, call: Call, member: &Member, tid: u32) {
         action::SOCKETPAIR => book_pair(call.fourth(), ASK, member),
         action::RECVMSG => {
             let (begin, length) = control_of(call.second());
-            book_control(begin, length);
+            book_control(begin, length, Receiver::Call as u32);
         }
         action::RECVMMSG => book_messages(call, member),
+        action::GETSOCKOPT => book_stored(call.fourth()),
         action::DUPLICATES | action::DUPLICATES_TO | action::FCNTL => {
             let table = table_of(member, tid);
             book_fd(opened, kind_of_number(table, call.first() as i32));
@@ -143,13 +173,43 @@ pub fn makes_pidfd(action: u8, call: Call, table: u32) -> bool {
     table != NO_TABLE && call.result > 0 && pidfd_place(action, call) != 0
 }
 
+/// Whether a request of `ioctl` opens the descriptor that it returns.
+#[inline(always)]
+fn opens_by_request(request: u32) -> bool {
+    matches!(
+        request,
+        TIOCGPTPEER | NS_GET_USERNS | NS_GET_PARENT | NS_MNT_GET_NEXT | NS_MNT_GET_PREV | PIDFD_GET_FIRST
+            ..=PIDFD_GET_LAST
+    )
+}
+
+/// Whether a number is open and not in the books of the current thread's table: a request with another meaning, of another
+/// device, may return a number that is no descriptor.
+#[inline(always)]
+pub fn is_new(number: u32) -> bool {
+    let (process, tid) = ids();
+    let Some(member) = member(process) else {
+        return false;
+    };
+    let key = FdKey {
+        table: table_of(&member, tid),
+        number: number as i32,
+    };
+    key.table != NO_TABLE && maps::FDS.get_ptr(&key).is_none() && files::is_open(number)
+}
+
 /// Books the descriptor that a `clone` stored.
 #[inline(always)]
 pub fn book_pidfd(action: u8, call: Call) {
     let place = pidfd_place(action, call);
-    if place == 0 {
-        return;
+    if place != 0 {
+        book_stored(place);
     }
+}
+
+/// Books a pidfd that a call stored at this address.
+#[inline(always)]
+fn book_stored(place: u64) {
     // SAFETY: the helper checks the address.
     match unsafe { bpf_probe_read_user(place as *const u32) } {
         Ok(number) => {
@@ -467,6 +527,12 @@ fn kind_of_number(table: u32, number: i32) -> u32 {
     }
 }
 
+/// Whether a message that was received has any control data. The address is where its header is.
+#[inline(always)]
+pub fn has_control(message: u64) -> bool {
+    control_of(message).1 >= CMSG_DATA
+}
+
 /// Books two descriptors that were stored at this address.
 #[inline(always)]
 fn book_pair(place: u64, kind: u32, member: &Member) {
@@ -482,7 +548,7 @@ fn book_pair(place: u64, kind: u32, member: &Member) {
 
 /// The control data of a message that was received: address and bytes.
 #[inline(always)]
-fn control_of(message: u64) -> (u64, u64) {
+pub fn control_of(message: u64) -> (u64, u64) {
     const { assert!(MSG_CONTROLLEN == MSG_CONTROL + 8) };
     // SAFETY: the helper checks the address.
     let words = unsafe { bpf_probe_read_user(message.wrapping_add(MSG_CONTROL) as *const [u64; 2]) };
@@ -500,7 +566,7 @@ fn book_messages(call: Call, member: &Member) {
         }
         let (begin, length) = control_of(first.wrapping_add(i * MMSGHDR_BYTES));
         if length >= CMSG_DATA {
-            book_control(begin, length);
+            book_control(begin, length, Receiver::Call as u32);
         }
     }
     count_for(member.stacks, Counter::FdRangesTooLarge, 1);
@@ -509,7 +575,7 @@ fn book_messages(call: Call, member: &Member) {
 /// Books the descriptors in the control data of a message (`include/linux/socket.h`, `CMSG_NXTHDR`).
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn book_control(begin: u64, length: u64) -> u32 {
+pub extern "C" fn book_control(begin: u64, length: u64, receiver: u32) -> u32 {
     let end = begin.wrapping_add(length);
     let mut next = begin;
     // The descriptors that are left in the message at hand.
@@ -519,7 +585,7 @@ pub extern "C" fn book_control(begin: u64, length: u64) -> u32 {
         if fds > 0 {
             // SAFETY: the helper checks the address.
             if let Ok(number) = unsafe { bpf_probe_read_user(place as *const u32) } {
-                book_fd(number, ASK);
+                book_received(number, receiver);
             }
             place = place.wrapping_add(4);
             fds -= 1;
@@ -536,11 +602,29 @@ pub extern "C" fn book_control(begin: u64, length: u64) -> u32 {
             break;
         }
         let (level, kind) = (what as u32, (what >> 32) as u32);
-        if level == SOL_SOCKET && kind == SCM_RIGHTS {
+        if level == SOL_SOCKET && matches!(kind, SCM_RIGHTS | SCM_PIDFD) {
             fds = (bytes - CMSG_DATA) / 4;
             place = next.wrapping_add(CMSG_DATA);
         }
         next = next.wrapping_add((bytes + 7) & !7);
     }
     0
+}
+
+/// Books a descriptor that came with a message.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn book_received(number: u32, receiver: u32) -> u32 {
+    let is_fd = number as i32 >= 0;
+    if receiver == Receiver::Call as u32 {
+        return if is_fd { book_fd(number, ASK) } else { 0 };
+    }
+    // What an io_uring received may be in the books of a call that is about to return, and of another message.
+    if !is_fd || !is_new(number) {
+        return 0;
+    }
+    if receiver == Receiver::Ring as u32 {
+        return book_fd(number, ASK);
+    }
+    io_uring::book_without_stack(number)
 }

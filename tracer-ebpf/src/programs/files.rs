@@ -87,6 +87,16 @@ pub extern "C" fn kind_of(number: u32) -> u32 {
     find_kind(number).unwrap_or(FdKind::Other) as u32
 }
 
+/// Whether a number is open and refers to a socket.
+#[inline(always)]
+pub fn is_socket(number: u32) -> bool {
+    let mode = offsets().and_then(|offsets| {
+        let inode = inode(offsets, file(offsets, number)?)?;
+        read::<u16>(inode, offsets.inode_mode)
+    });
+    mode.is_some_and(|mode| mode & S_IFMT == S_IFSOCK)
+}
+
 /// Whether a number refers to a file that is nothing but memory: `memfd_create`, `/dev/shm`.
 #[inline(never)]
 #[unsafe(no_mangle)]

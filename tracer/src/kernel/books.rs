@@ -1,6 +1,6 @@
 //! Reading the books: counters, stacks and their frames, straight from the kernel's memory.
 
-use std::{mem::offset_of, os::fd::BorrowedFd};
+use std::{mem::offset_of, ops::Range, os::fd::BorrowedFd};
 
 use aya::{
     Ebpf,
@@ -139,6 +139,31 @@ impl Books {
             live[stack].add(block, self.classes.weight(block.size));
         })?;
         Ok(live)
+    }
+
+    /// The bytes of the live blocks of an address space that lie in each of these ranges, which are in ascending order and
+    /// disjoint; estimates when blocks are sampled. Blocks that it inherited are its ancestors', and not among them.
+    ///
+    /// It takes as long as [`Books::live_blocks`].
+    ///
+    /// # Errors
+    /// When the kernel does not let the table be read.
+    pub fn live_bytes_in(&self, space: u32, ranges: &[Range<u64>]) -> Result<Vec<u64>, KernelError> {
+        let mut sums = vec![0_u64; ranges.len()];
+        self.blocks.for_each(|key, block| {
+            if key.space != space {
+                return;
+            }
+            let end = key.address.saturating_add(block.size);
+            let weight = self.classes.weight(block.size);
+            let first = ranges.partition_point(|range| range.end <= key.address);
+            let reached = ranges.iter().zip(&mut sums).skip(first);
+            for (range, sum) in reached.take_while(|(range, _)| range.start < end) {
+                let bytes = range.end.min(end).saturating_sub(range.start.max(key.address));
+                *sum = sum.saturating_add(weight.saturating_mul(bytes));
+            }
+        })?;
+        Ok(sums.into_iter().map(|sum| self.whole(sum)).collect())
     }
 
     /// How many stacks fit.

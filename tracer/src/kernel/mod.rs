@@ -85,18 +85,28 @@ pub enum KernelError {
 }
 
 impl KernelError {
+    /// Whether the cause is that this process may have no more descriptors.
+    pub fn lacks_descriptors(&self) -> bool {
+        self.errno() == Some(libc::EMFILE)
+    }
+
     /// Whether the cause is a missing privilege or kernel feature, rather than a fault.
     pub fn is_privilege(&self) -> bool {
+        matches!(
+            self.errno(),
+            Some(libc::EPERM | libc::EACCES | libc::ENOSYS | libc::EOPNOTSUPP)
+        )
+    }
+
+    /// What the kernel answered, at the bottom of it.
+    fn errno(&self) -> Option<i32> {
         let mut source: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = source {
             if let Some(error) = error.downcast_ref::<io::Error>() {
-                return matches!(
-                    error.raw_os_error(),
-                    Some(libc::EPERM | libc::EACCES | libc::ENOSYS | libc::EOPNOTSUPP)
-                );
+                return error.raw_os_error();
             }
             source = error.source();
         }
-        false
+        None
     }
 }

@@ -264,6 +264,37 @@ impl<'a> Places<'a> {
         Self { places, looks }
     }
 
+    /// Takes out the places of new memory that asked the kernel for some and were not seen to touch any, those that asked for
+    /// most first. What was asked for by a function that also touched, in the same call of it, is added to what it touched.
+    pub(super) fn take_askers(&mut self) -> Self {
+        let (mut touching, askers): (Vec<_>, Vec<_>) = std::mem::take(&mut self.places)
+            .into_iter()
+            .partition(|(_, books)| books.amount > 0);
+        let mut by_call: HashMap<Call<'_>, usize> = HashMap::new();
+        for (index, (key, _)) in touching.iter().enumerate() {
+            if let Some(call) = call_of(&self.looks, key) {
+                by_call.entry(call).or_insert(index);
+            }
+        }
+        let places: Vec<usize> = askers
+            .iter()
+            .map(|(key, _)| call_of(&self.looks, key).and_then(|call| by_call.get(&call).copied()))
+            .map(|place| place.unwrap_or(usize::MAX))
+            .collect();
+        let mut others = Vec::new();
+        for ((key, books), place) in askers.into_iter().zip(places) {
+            match touching.get_mut(place) {
+                Some((_, touched)) => touched.add(&books),
+                None => others.push((key, books)),
+            }
+        }
+        self.places = touching;
+        Self {
+            places: others,
+            looks: self.looks.clone(),
+        }
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.places.len()
@@ -303,6 +334,18 @@ fn by_name(looks: &[Look<'_>], a: &Key, b: &Key) -> Ordering {
     let frames = a.frames.iter().map(look).cmp(b.frames.iter().map(look));
     let a = (&a.inner, &a.missing, a.inherited);
     frames.then_with(|| a.cmp(&(&b.inner, &b.missing, b.inherited)))
+}
+
+/// A call of a function, whatever it was doing: its names, those of what is inlined first, and the frames of its callers.
+type Call<'k> = (Vec<&'k str>, &'k [u32]);
+
+/// The call that went through the C library's wrappers, if any, to the kernel.
+fn call_of<'k>(looks: &[Look<'k>], key: &'k Key) -> Option<Call<'k>> {
+    let wrappers = key.frames.iter();
+    let wrappers = wrappers.take_while(|number| looks[**number as usize].is_wrapper);
+    let (first, callers) = key.frames.get(wrappers.count()..)?.split_first()?;
+    let lines = looks[*first as usize].lines.iter();
+    Some((lines.map(|line| &*line.function).collect(), callers))
 }
 
 /// How a frame looks.

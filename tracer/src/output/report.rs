@@ -138,6 +138,7 @@ fn write_symbolized(
         c_library: CLibrary::of(&snapshot.mappings),
         style,
         has_section: false,
+        has_praised: false,
     };
     report.header()?;
     if let Some(go) = &snapshot.go {
@@ -167,9 +168,12 @@ fn write_symbolized(
     if let Some(growth) = growth {
         report.growth(growth, top)?;
     }
-    match &snapshot.memory {
-        Some(memory) => report.memory(memory),
-        None => Ok(()),
+    if let Some(memory) = &snapshot.memory {
+        report.memory(memory)?;
+    }
+    match (fds, &snapshot.fd_details) {
+        (Some(fds), Some(details)) => report.descriptor_table(fds, details),
+        _ => Ok(()),
     }
 }
 
@@ -181,6 +185,8 @@ struct Report<'a, W> {
     style: Style,
     /// Whether a section has been written.
     has_section: bool,
+    /// Whether a section has said that nothing was lost.
+    has_praised: bool,
 }
 
 impl<W: Write> Report<'_, W> {
@@ -240,6 +246,12 @@ impl<W: Write> Report<'_, W> {
     fn total(&mut self, text: &str) -> io::Result<()> {
         let wrapped = wrap_list(text, self.style.width - 2, "  ");
         writeln!(self.out, "  {}", hang(&wrapped, 2))
+    }
+
+    /// What a section says that lost nothing, once in a report: sections that are silent lost nothing either.
+    fn nothing_lost(&mut self) -> Option<String> {
+        let is_first = !std::mem::replace(&mut self.has_praised, true);
+        is_first.then(|| "Nothing was lost, every stack is complete.".to_owned())
     }
 
     /// Over which time the recent changes are, when they are known.

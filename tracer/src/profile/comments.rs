@@ -138,9 +138,10 @@ pub(super) fn growth(snapshot: &Snapshot, growths: &Growths) -> Vec<String> {
     let samples = growths.sites.iter().map(|site| site.samples);
     lines.push(format!("samples: {}", samples.fold(0, u64::saturating_add)));
     lines.extend(Subject::NewMemory.coverage().iter().copied().map(str::to_owned));
-    if let Some((before, now)) = growths.rss {
+    if let Some((before, now)) = growths.resident {
         lines.push(format!(
-            "resident memory: {before} bytes when tracing began, {now} bytes at the end"
+            "resident memory: {} bytes when tracing began, {} bytes at the end; anonymous: {} and {} bytes",
+            before.rss, now.rss, before.anonymous, now.anonymous
         ));
     }
     lines.extend(notes_and_losses(&growths.notes, &growths.losses));
@@ -315,7 +316,11 @@ pub(crate) fn counted(losses: &Losses) -> Vec<Counted> {
             "blocks recorded without their stack: the stack table was full or no walk state was free",
             "blocks without a stack",
         ),
-        lost(missed_frees, "blocks whose free was missed", "missed frees"),
+        lost(
+            missed_frees,
+            "blocks whose free was missed",
+            "blocks whose free was missed",
+        ),
         lost(
             abandoned_calls,
             "calls that never returned",

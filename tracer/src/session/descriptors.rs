@@ -263,6 +263,7 @@ pub fn reconcile(
     let holdings = Holdings {
         losses: losses.map(|(count, what)| (count, what.to_owned())).collect(),
         holders: holders.finish(context.earlier),
+        warning: None,
         notes: Vec::new(),
     };
     (holdings, sockets.map(|_| details))
@@ -280,7 +281,7 @@ fn opened<'a>(
     record: &Record,
     descriptor: Option<&'a Descriptor>,
     steady: bool,
-    attached: &HashMap<i32, &Descriptor>,
+    attached: &HashMap<i32, &'a Descriptor>,
     now: u64,
 ) -> Open<'a> {
     // Only then the descriptor in /proc is surely the one in the books.
@@ -299,11 +300,13 @@ fn opened<'a>(
         opener::BEFORE | opener::UNTRACED => None,
         _ => (record.opened != 0).then(|| Duration::from_nanos(now.saturating_sub(record.opened))),
     };
+    // Of a process that has ended, the attach is the last that is known of where it led.
+    let then = (stack == opener::BEFORE).then(|| attached.get(&record.number).copied());
     Open {
         number: record.number,
         stack,
         kind: shown.map_or(record.kind, |shown| shown.kind),
-        descriptor,
+        descriptor: descriptor.or(then.flatten()),
         age,
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     kernel::{Counters, KernelError, OpenByStack, RawStack},
     snapshot::{FdDetail, Holder, Holdings, Maker},
     target::{Descriptor, Process},
+    text,
 };
 
 /// A reading that cannot be explained is repeated after this long.
@@ -124,6 +125,11 @@ impl Tracer {
         let counters = self.programs.books().counters(space.id);
         holdings.losses.extend(losses(&counters));
         add_opened_by_io_uring(&mut holdings, &counters);
+        if self.settings.fd_details && readings.listing.is_none() {
+            let note = "The process had ended when its descriptors were looked up: of those that it opened while it was traced, where they led \
+                        is not known.";
+            holdings.notes.push(note.into());
+        }
         if !self.sees_io_uring {
             let note = "This kernel does not tell what an io_uring opens and closes.";
             holdings.notes.push(note.into());
@@ -131,8 +137,20 @@ impl Tracer {
         let private = counters.get(Counter::PrivateTables);
         if private > 0 {
             holdings.notes.push(format!(
-                "{private} threads got a descriptor table of their own, which is not shown."
+                "{}, which is not shown.",
+                text::counted(
+                    private,
+                    "thread got a descriptor table of its own",
+                    "threads got a descriptor table of their own"
+                )
             ));
+        }
+        if table != space.table {
+            holdings.notes.push(
+                "The first thread left the descriptor table that it shared (unshare, close_range): its own is shown, the one \
+                 that the other threads go on with is not."
+                    .to_owned(),
+            );
         }
         Ok((holdings, details))
     }

@@ -58,11 +58,11 @@ impl Tracer {
         }
         let lost = books.counters(space.id).get(Counter::TouchesLost);
         let process = space.process.as_deref().filter(|process| !process.has_ended());
-        let now = process.and_then(|process| process.rss().ok());
+        let now = process.and_then(|process| process.resident().ok());
         Some(Growths {
             sites: sites.into_values().collect(),
             sample_bytes: PAGE * u64::from(TOUCH_DISTANCE),
-            rss: space.rss.zip(now),
+            resident: space.resident.zip(now),
             losses: match lost {
                 0 => Vec::new(),
                 lost => vec![(lost, "touched pages recorded without their stack".into())],
@@ -79,7 +79,7 @@ fn note_break(programs: &mut Programs, space: &mut Space) {
     if let Some(heap) = maps.iter().find(|map| map.pathname == MMapPath::Heap) {
         programs.set_break(space.id, heap.address.1);
     }
-    space.rss = process.rss().ok();
+    space.resident = process.resident().ok();
 }
 
 fn empty(frames: Vec<u64>, end: EndReason) -> Growth {

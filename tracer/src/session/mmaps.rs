@@ -23,6 +23,7 @@ use crate::{
     kernel::RawStack,
     snapshot::{Holdings, MemorySummary},
     target::{Pagemap, Process, Residency, Vma},
+    text,
 };
 
 /// Bytes in a page.
@@ -124,7 +125,7 @@ impl Tracer {
         let process = space.process.clone().filter(|process| !process.has_ended());
         self.mapped.entry(space.id).or_default().begin_reading(now());
         let vmas = process.as_ref().and_then(|process| process.vmas().ok());
-        let rss = process.as_ref().and_then(|process| process.rss().ok());
+        let resident = process.as_ref().and_then(|process| process.resident().ok());
         self.read_map_events();
         let mut books = self.mapped.remove(&space.id).unwrap_or_default();
         let survey = survey(&mut books, vmas.as_deref(), process.as_deref());
@@ -145,12 +146,36 @@ impl Tracer {
                 .and_then(|reading| reading.mapped.get(&space.id)),
         });
         holdings.losses.extend(self.map_losses(space));
-        let heap = HeapState {
-            live_bytes: live_heap,
-            resident_at_attach: space.heap_resident,
-        };
-        let memory = vmas.and(rss).map(|rss| survey.summary(rss, &heap, &is_allocator));
+        let lost = self
+            .programs
+            .books()
+            .counters(space.id)
+            .get(Counter::MapEventsLost);
+        holdings.warning = (lost > 0).then(|| {
+            let changes = text::counted(lost, "change of mappings was lost", "changes of mappings were lost");
+            format!("{changes}, they came too fast: what is said here of bytes, and of who mapped them, may be wrong.")
+        });
+        let memory = vmas.and(resident).map(|resident| {
+            let heap = HeapState {
+                live_bytes: live_heap,
+                placed: self.placed_blocks(space, &survey, live_heap),
+                resident_at_attach: space.heap_resident,
+            };
+            survey.summary(resident.rss, &heap, &is_allocator)
+        });
         Some(MapReport { holdings, memory })
+    }
+
+    /// How many bytes of live blocks are in each range that is mapped; nothing if no block is known.
+    fn placed_blocks(&self, space: &Space, survey: &Survey, live_heap: Option<u64>) -> Vec<u64> {
+        if live_heap.unwrap_or(0) == 0 {
+            return Vec::new();
+        }
+        let placed = self.programs.books().live_bytes_in(space.id, &survey.ranges());
+        placed.unwrap_or_else(|error| {
+            log::debug!("{error}");
+            Vec::new()
+        })
     }
 
     /// The stacks of the address space that mapped something, and those of its ancestors that mapped what it still holds.

@@ -52,6 +52,15 @@ pub enum Error {
     /// The container was not found.
     #[error(transparent)]
     Container(#[from] ContainerError),
+    /// This process may not have the descriptors that it takes.
+    #[error(
+        "memtrace may have no more than {limit} descriptors (ulimit -n), and needs one for each probe, map and event: raise \
+         the limit and start it again, for example after: ulimit -n 65536"
+    )]
+    Descriptors {
+        /// How many it may have.
+        limit: u64,
+    },
     /// The kernel refused.
     #[error(transparent)]
     Kernel(KernelError),
@@ -72,7 +81,7 @@ impl Error {
     /// 1: run-time failure, 2: usage, 3: no privilege or kernel feature, 4: no such target.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Output(_) | Self::System { .. } => 1,
+            Self::Output(_) | Self::System { .. } | Self::Descriptors { .. } => 1,
             Self::Usage(_) | Self::Container(ContainerError::Ambiguous { .. }) => 2,
             Self::Privilege(_) => 3,
             Self::Kernel(error) if error.is_privilege() => 3,
@@ -89,6 +98,12 @@ impl Error {
 
 impl From<KernelError> for Error {
     fn from(error: KernelError) -> Self {
+        if error.lacks_descriptors() {
+            log::debug!("{error}");
+            return Self::Descriptors {
+                limit: privilege::descriptor_limit(),
+            };
+        }
         Self::Kernel(error)
     }
 }

@@ -102,16 +102,37 @@ pub fn lift_limits() {
     lift(libc::RLIMIT_NOFILE, 1 << 20);
 }
 
+/// How many descriptors this process may have.
+pub(super) fn descriptor_limit() -> u64 {
+    limit_of(libc::RLIMIT_NOFILE).rlim_cur
+}
+
+fn limit_of(resource: libc::__rlimit_resource_t) -> libc::rlimit {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer is to a local value.
+    unsafe { libc::getrlimit(resource, &raw mut limit) };
+    limit
+}
+
 fn lift(resource: libc::__rlimit_resource_t, value: libc::rlim_t) {
     let limit = libc::rlimit {
         rlim_cur: value,
         rlim_max: value,
     };
     // SAFETY: the pointer is to a local value.
-    if unsafe { libc::setrlimit(resource, &limit) } != 0 {
-        let error = io::Error::last_os_error();
-        log::debug!("resource limit {resource} stays as it is: {error}");
+    if unsafe { libc::setrlimit(resource, &limit) } == 0 {
+        return;
     }
+    let error = io::Error::last_os_error();
+    log::debug!("resource limit {resource} is not lifted: {error}");
+    // What takes no privilege (CAP_SYS_RESOURCE).
+    let mut own = limit_of(resource);
+    own.rlim_cur = own.rlim_max;
+    // SAFETY: as above.
+    unsafe { libc::setrlimit(resource, &raw const own) };
 }
 
 #[cfg(test)]

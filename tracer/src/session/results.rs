@@ -101,8 +101,8 @@ struct Writer {
     /// Of the address spaces beside the first.
     directories: HashMap<u32, OutputDir>,
     rows: Vec<ProcessRow>,
-    /// The one that the report is about, and what speaks for it.
-    largest: Option<((bool, u64), Snapshot)>,
+    /// The one that the report is about, what speaks for it, and its first profile.
+    largest: Option<((bool, u64), Snapshot, Option<PathBuf>)>,
     failure: Option<Error>,
 }
 
@@ -148,8 +148,8 @@ impl Writer {
         });
         // One that runs on is of more interest than one that is gone.
         let weight = (end.is_empty(), held.size());
-        if self.largest.as_ref().is_none_or(|(before, _)| *before < weight) {
-            self.largest = Some((weight, snapshot));
+        if self.largest.as_ref().is_none_or(|(before, ..)| *before < weight) {
+            self.largest = Some((weight, snapshot, written.as_ref().ok().cloned()));
         }
         self.keep(written.map_err(Error::from));
     }
@@ -225,7 +225,7 @@ impl Writer {
     }
 
     fn report(&mut self) -> Result<(), Error> {
-        let Some((_, largest)) = &self.largest else {
+        let Some((_, largest, first)) = &self.largest else {
             return Ok(());
         };
         let options = ReportOptions::for_stdout(self.arguments.top);
@@ -235,9 +235,15 @@ impl Writer {
             written = write_processes(&mut text, &self.rows, &options);
         }
         let written = written.and_then(|()| write_report(&mut text, largest, &mut self.symbolizer, &options));
-        let row = self.rows.iter().find(|row| row.pid == largest.process.pid);
-        if let Some(path) = row.and_then(|row| row.profile.as_ref()) {
+        if let Some(path) = first {
             text.extend(self.where_to_look(path, largest).bytes());
+        }
+        if self.rows.len() > 1 {
+            let directory = self.directory.path().display();
+            let count = self.rows.len();
+            text.extend(
+                format!("Those of all {count} programs: {directory}/ and the directories in it\n").bytes(),
+            );
         }
         tell(written.and_then(|()| io::stdout().lock().write_all(&text)))
     }

@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, mpsc},
     time::{Duration, SystemTime},
 };
 
@@ -34,6 +34,8 @@ use crate::{
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
 /// How often a container is looked at for processes that were started from outside.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
+/// How long probes are removed before memtrace says so.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why tracing ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -361,9 +363,22 @@ impl Run<'_> {
         self.say_what_became_of_the_program();
         let last = self.tracer.snapshots();
         // Removing a probe waits for the kernel, some 50 ms each, one after the other.
-        let Self { tracer, results, .. } = self;
-        let detaching = std::thread::spawn(move || drop(tracer));
+        let Self {
+            tracer,
+            results,
+            arguments,
+            ..
+        } = self;
+        let (done, detached) = mpsc::channel::<()>();
+        let detaching = std::thread::spawn(move || {
+            drop(tracer);
+            drop(done);
+        });
         let reported = results.finish(last);
+        let waits = detached.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout);
+        if waits && !arguments.quiet {
+            say("removing probes: the kernel takes some seconds for it");
+        }
         // A panic there would have ended memtrace: there is no result to look at.
         let _detached = detaching.join();
         reported

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     kernel::Batch,
     snapshot::{Coverage, Origin},
-    target::{Descriptor, MappingReader, Process, ProcessInfo},
+    target::{Descriptor, MappingReader, Process, ProcessInfo, Resident},
 };
 
 /// What is kept of an address space.
@@ -35,8 +35,8 @@ pub struct Space {
     pub attached: Vec<Descriptor>,
     /// Resident bytes of its `brk` heap when tracing began.
     pub heap_resident: u64,
-    /// Its resident bytes then, if they are wanted and could be read.
-    pub rss: Option<u64>,
+    /// Its resident memory then, if it is wanted and could be read.
+    pub resident: Option<Resident>,
     /// What is attached to it.
     pub bound: HashSet<Batch>,
     /// Keep it attached.
@@ -77,7 +77,7 @@ impl Space {
             table: id,
             attached: Vec::new(),
             heap_resident: 0,
-            rss: None,
+            resident: None,
             bound: HashSet::new(),
             anchors: Vec::new(),
             coverage: Coverage::default(),

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use memtrace_ebpf::layout::EndReason;
 
+use crate::target::Resident;
+
 /// Who opened or mapped something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Maker {
@@ -67,6 +69,8 @@ pub struct Holder {
 pub struct Holdings {
     /// In no order; each combination of stack and kind once.
     pub holders: Vec<Holder>,
+    /// What makes the numbers wrong, if anything does: a sentence to be read before them.
+    pub warning: Option<String>,
     /// What was lost or could not be seen: how often, and what; of those that are not 0.
     pub losses: Vec<(u64, String)>,
     /// What else a reader has to know, one sentence each.
@@ -97,8 +101,8 @@ pub struct Growths {
     pub sites: Vec<Growth>,
     /// The mean distance between two samples of touched memory (bytes).
     pub sample_bytes: u64,
-    /// Resident memory when tracing began and now (bytes), where it is known.
-    pub rss: Option<(u64, u64)>,
+    /// Resident memory when tracing began and now, where it is known.
+    pub resident: Option<(Resident, Resident)>,
     /// As [`Holdings::losses`].
     pub losses: Vec<(u64, String)>,
     /// As [`Holdings::notes`].

@@ -81,6 +81,15 @@ impl Vma {
     }
 }
 
+/// Resident memory of a process (bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resident {
+    /// All of it.
+    pub rss: u64,
+    /// Of it, what belongs to no file and is not shared memory.
+    pub anonymous: u64,
+}
+
 impl Process {
     /// `/proc/PID/smaps`: every area of the address space, in ascending order. It is read piece by piece while the process
     /// goes on.
@@ -97,20 +106,22 @@ impl Process {
         Ok(vmas)
     }
 
-    /// Resident memory in bytes as `/proc/PID/smaps_rollup` says, which counts page by page. The `VmRSS` of other files is an
+    /// Resident memory as `/proc/PID/smaps_rollup` says, which counts page by page. The `VmRSS` of other files is an
     /// approximation.
     ///
     /// # Errors
     /// When the process is gone or may not be read.
-    pub fn rss(&self) -> Result<u64, TargetError> {
+    pub fn resident(&self) -> Result<Resident, TargetError> {
         let pid = self.pid();
         let path = format!("/proc/{}/smaps_rollup", self.anchor());
         let text = read_lossy(&path).map_err(|error| lost(pid, error))?;
         let rollup = SmapsRollup::from_buf_read(text.as_bytes());
         let maps = rollup.map_err(|error| lost(pid, io::Error::other(error)))?;
         let whole = maps.memory_map_rollup.0.first();
-        let rss = whole.and_then(|map| map.extension.map.get("Rss")).copied();
-        rss.ok_or(TargetError::Ended { pid })
+        let field = |name: &str| whole.and_then(|map| map.extension.map.get(name)).copied();
+        let resident = field("Rss").zip(field("Anonymous"));
+        let (rss, anonymous) = resident.ok_or(TargetError::Ended { pid })?;
+        Ok(Resident { rss, anonymous })
     }
 
     /// The threads that wait in the kernel, and their stack pointers (`/proc/PID/task/TID/syscall`). The kernel does not
@@ -223,8 +234,9 @@ pub(super) mod tests {
     fn areas_add_up_to_the_rollup() {
         let (_sleeper, process) = Sleeper::start();
         let vmas = process.vmas().expect("areas");
-        let rss = process.rss().expect("a rollup");
-        assert_eq!(vmas.iter().map(|vma| vma.rss).sum::<u64>(), rss);
+        let resident = process.resident().expect("a rollup");
+        assert_eq!(vmas.iter().map(|vma| vma.rss).sum::<u64>(), resident.rss);
+        assert!((1..resident.rss).contains(&resident.anonymous), "{resident:?}");
         assert!(vmas.is_sorted_by(|a, b| a.end <= b.begin));
         let of = |name: &str| vmas.iter().filter(|vma| vma.path == name).count();
         assert_eq!((of("[heap]"), of("[stack]"), of("[vdso]")), (1, 1, 1));

@@ -13,7 +13,7 @@ use std::io;
 
 pub use descriptors::Descriptor;
 pub use mapping::{Backing, Change, Mapping, MappingReader, Mappings};
-pub use memory::Vma;
+pub use memory::{Resident, Vma};
 pub use pagemap::{Pagemap, Residency};
 use process::descendants_of;
 pub use process::{Piece, Process, ProcessInfo};

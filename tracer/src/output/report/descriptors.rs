@@ -15,17 +15,36 @@ use crate::{
     text::{self, printable},
 };
 
+/// So many descriptors are listed.
+const MOST_LISTED: usize = 50;
+
 /// The cells of a line, but the last one.
 type Cells = [String; 4];
 
 impl<W: Write> Report<'_, W> {
-    /// Each descriptor: what it is, how old, who opened it, and where it leads.
+    /// Each descriptor: what it is, how old, who opened it, and where it leads; of many, those opened since the attach first.
     pub(super) fn descriptor_table(&mut self, holdings: &Holdings, details: &[FdDetail]) -> io::Result<()> {
         if details.is_empty() {
             return Ok(());
         }
+        self.section("Open descriptors")?;
+        let mut listed: Vec<&FdDetail> = details.iter().collect();
+        listed.sort_by_key(|detail| detail.age.is_none());
+        listed.truncate(MOST_LISTED);
+        listed.sort_by_key(|detail| detail.number);
+        self.table(holdings, &listed)?;
+        match details.len() - listed.len() {
+            0 => Ok(()),
+            others => {
+                let others = text::count(others as u64);
+                self.paragraph(&format!("  and {others} more: fd-details.json has them all."))
+            }
+        }
+    }
+
+    fn table(&mut self, holdings: &Holdings, details: &[&FdDetail]) -> io::Result<()> {
         let openers = Openers::new(holdings, self.symbols);
-        let cells = |detail: &FdDetail| -> Cells {
+        let cells = |detail: &&FdDetail| -> Cells {
             let opener = openers.function(detail.holder, &self.c_library);
             [
                 detail.number.to_string(),
@@ -42,7 +61,7 @@ impl<W: Write> Report<'_, W> {
             cells.max().unwrap_or(0)
         });
         let titles = format!("{}leads to", before_target(&titles, widths));
-        writeln!(self.out, "\n{}", self.style.dim(titles))?;
+        writeln!(self.out, "{}", self.style.dim(titles))?;
         for (detail, line) in details.iter().zip(&lines) {
             let before = before_target(line, widths);
             let target = target(detail);
@@ -68,6 +87,7 @@ fn before_target([number, kind, age, opener]: &Cells, widths: [usize; 4]) -> Str
 /// Where a descriptor leads: `/var/log/x.log`, `10.0.0.1:80 -> 10.0.0.2:41234 (ESTABLISHED)`.
 fn target(detail: &FdDetail) -> String {
     let ends = match (&detail.local, &detail.peer) {
+        (None, None) if detail.target.is_empty() => Cow::Borrowed("(not known)"),
         (None, None) => Cow::Borrowed(&*detail.target),
         (Some(local), None) => Cow::Borrowed(&**local),
         (local, Some(peer)) => Cow::Owned(format!("{} -> {peer}", local.as_deref().unwrap_or(""))),

@@ -115,7 +115,8 @@ impl<W: Write> Report<'_, W> {
     }
 
     fn coverage(&mut self) -> io::Result<()> {
-        let coverage = &self.snapshot.coverage;
+        let snapshot = self.snapshot;
+        let coverage = &snapshot.coverage;
         if coverage.allocators.is_empty() {
             let sorry = "memtrace could not look: it covers no allocator of this process, so nothing can be said of its heap.";
             writeln!(self.out, "{}", self.style.warn(wrap(sorry, self.style.width, "")))?;
@@ -134,28 +135,27 @@ impl<W: Write> Report<'_, W> {
         writeln!(self.out, "\n{text}")
     }
 
-    fn losses(&self) -> String {
-        let losses = &self.snapshot.losses;
+    fn losses(&mut self) -> String {
+        let snapshot = self.snapshot;
+        let losses = &snapshot.losses;
         let (lost, seen): (Vec<_>, Vec<_>) = comments::counted(losses)
             .into_iter()
             .partition(|counted| counted.is_loss);
-        let words = |counted: &Counted| format!("{} {}", text::count(counted.count), counted.in_short);
+        let words = |counted: &Counted| text::number_of(counted.count, &counted.in_short);
         let mut lost: Vec<String> = lost.iter().map(words).collect();
         for (why, blocks) in &losses.truncated {
-            let blocks = text::count(*blocks);
-            lost.push(format!(
-                "{blocks} blocks with an incomplete stack ({})",
-                reason(*why)
-            ));
+            let blocks = text::counted(*blocks, "block", "blocks");
+            lost.push(format!("{blocks} with an incomplete stack ({})", reason(*why)));
         }
-        let mut text = match lost.is_empty() {
-            true => "Nothing was lost, every stack is complete.".to_owned(),
-            false => format!("Lost: {}.", lost.join(", ")),
-        };
+        let mut text = Vec::new();
+        match lost.is_empty() {
+            true => text.extend(self.nothing_lost()),
+            false => text.push(format!("Lost: {}.", lost.join(", "))),
+        }
         if !seen.is_empty() {
             let seen: Vec<String> = seen.iter().map(words).collect();
-            text.push_str(&format!(" Also seen: {}.", seen.join(", ")));
+            text.push(format!("Also seen: {}.", seen.join(", ")));
         }
-        text
+        text.join(" ")
     }
 }

@@ -9,21 +9,21 @@ use super::{
     places::{all_kinds, amount},
 };
 use crate::{
-    output::places::{Entry, Places},
+    output::{
+        places::{Entry, Places},
+        style::{hang, wrap},
+    },
     profile::{comments, stacks::reason, subject::Subject},
     snapshot::{Holder, Holdings},
     text::{self, printable},
 };
 
 impl<W: Write> Report<'_, W> {
-    /// Who opened what is open, and each descriptor if they were asked for.
+    /// Who opened what is open.
     pub(super) fn descriptors(&mut self, holdings: &Holdings, top: usize) -> io::Result<()> {
         self.section("Descriptors")?;
         let nothing = "No descriptor is open, and none was opened in this time.";
         self.holdings(Subject::Descriptors, holdings, nothing, top)?;
-        if let Some(details) = &self.snapshot.fd_details {
-            self.descriptor_table(holdings, details)?;
-        }
         self.end_of_holdings(Subject::Descriptors, holdings)
     }
 
@@ -42,6 +42,10 @@ impl<W: Write> Report<'_, W> {
         nothing: &str,
         top: usize,
     ) -> io::Result<()> {
+        if let Some(warning) = &holdings.warning {
+            let warning = wrap(&printable(warning), self.style.width - 2, "");
+            writeln!(self.out, "  {}", self.style.warn(hang(&warning, 2)))?;
+        }
         let holders = &holdings.holders;
         if is_empty(holders) {
             return self.total(nothing);
@@ -103,9 +107,7 @@ impl<W: Write> Report<'_, W> {
         truncated: &[(EndReason, u64)],
         has_content: bool,
     ) -> io::Result<()> {
-        let lost = losses
-            .iter()
-            .map(|(count, what)| format!("{} {what}", text::count(*count)));
+        let lost = losses.iter().map(|(count, what)| text::number_of(*count, what));
         let incomplete = truncated.iter().map(|(why, value)| {
             let of = match subject {
                 Subject::Descriptors => text::counted(*value, "descriptor", "descriptors"),
@@ -115,7 +117,7 @@ impl<W: Write> Report<'_, W> {
         });
         let lost: Vec<String> = lost.chain(incomplete).collect();
         let lost = match lost.is_empty() {
-            true if has_content => Some("Nothing was lost, every stack is complete.".to_owned()),
+            true if has_content => self.nothing_lost(),
             true => None,
             false => Some(format!("Lost: {}.", lost.join(", "))),
         };

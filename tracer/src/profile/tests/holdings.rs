@@ -11,6 +11,7 @@ use crate::{
     },
     snapshot::{Growth, Growths, Holder, Holdings, Maker, Origin, Snapshot},
     symbol::Symbolizer,
+    target::Resident,
 };
 
 /// Stacks of real code: of `allocating_function` and its caller, and of a call to `malloc`.
@@ -175,7 +176,16 @@ fn new_memory(snapshot: &Snapshot) -> Growths {
             site(&b, EndReason::NoUnwindInfo, 0, 4096, 8192),
         ],
         sample_bytes: 65_536,
-        rss: Some((1_000_000, 2_000_000)),
+        resident: Some((
+            Resident {
+                rss: 1_000_000,
+                anonymous: 600_000,
+            },
+            Resident {
+                rss: 2_000_000,
+                anonymous: 700_000,
+            },
+        )),
         ..Growths::default()
     }
 }
@@ -229,6 +239,7 @@ fn comments_are_of_the_profile_that_they_stand_in() {
         ]
     );
     let holdings = Holdings {
+        warning: None,
         holders: Vec::new(),
         losses: vec![(7, "events of mappings (\x1b)".to_owned())],
         notes: vec!["Some pages are shared.".to_owned()],
@@ -258,7 +269,7 @@ fn comments_are_of_the_profile_that_they_stand_in() {
              standard error of b bytes: at most √(65536·b)",
             "samples: 10",
             "covered: pages that are touched for the first time, what brk adds, and what is mapped",
-            "resident memory: 1000000 bytes when tracing began, 2000000 bytes at the end",
+            "resident memory: 1000000 bytes when tracing began, 2000000 bytes at the end; anonymous: 600000 and 700000 bytes",
             "nothing was lost",
             "truncated stacks: 12288 bytes: no unwind info",
         ]

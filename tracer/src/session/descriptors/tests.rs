@@ -416,6 +416,13 @@ fn the_books_are_the_truth_of_one_who_has_ended() {
     );
     assert!(found.losses.is_empty());
     assert!(reading.doubts().is_empty());
+    let (_, details) = reconcile(&reading, &context, Some(&HashMap::new()));
+    let details = details.unwrap_or_default();
+    let targets: Vec<_> = details
+        .iter()
+        .map(|detail| (detail.number, detail.target.as_str()))
+        .collect();
+    assert_eq!(targets, [(0, "/dev/null"), (4, ""), (5, "")]);
 }
 
 /// The change of each kind of a stack's descriptors.

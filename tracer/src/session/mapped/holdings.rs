@@ -92,6 +92,7 @@ impl Survey {
                 .into_values()
                 .filter_map(|draft| draft.finish(input.now))
                 .collect(),
+            warning: None,
             losses: self.losses(),
             notes: self.notes(),
         }

@@ -9,10 +9,12 @@ use crate::{
 };
 
 /// What is known of the heap.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeapState {
-    /// Bytes of the blocks that live; `None` if the heap was not traced.
+    /// Bytes of the blocks that live, as the heap profile has them; `None` if the heap was not traced.
     pub live_bytes: Option<u64>,
+    /// Of blocks whose place is known: their bytes in each of [`Survey::ranges`]; empty if no place is.
+    pub placed: Vec<u64>,
     /// Resident bytes of the heap when tracing began: of `[heap]`.
     pub resident_at_attach: u64,
 }
@@ -34,8 +36,9 @@ impl Survey {
     /// Divides the resident memory, of `rss` bytes as `/proc/PID/smaps_rollup` says, into parts that add up to it.
     pub fn summary(&self, rss: u64, heap: &HeapState, is_allocator: &dyn Fn(u32) -> bool) -> MemorySummary {
         let mut sums = self.sums(is_allocator);
+        let placed = self.take_placed(&mut sums, heap, is_allocator);
         let mut notes = Vec::new();
-        let mut parts = heap_parts(&mut sums, heap, &mut notes);
+        let mut parts = heap_parts(&mut sums, heap, placed, &mut notes);
         parts.extend([
             ("mapped since the attach", sums.mapped),
             ("mapped by calls that memtrace does not trace", sums.untraced),
@@ -68,7 +71,7 @@ impl Survey {
     fn sums(&self, is_allocator: &dyn Fn(u32) -> bool) -> Sums {
         let mut sums = Sums::default();
         for (account, balance) in &self.accounts {
-            let is_heap = account.owner == Owner::Brk || self.is_heap(account, is_allocator);
+            let is_heap = self.is_in_heap(account, is_allocator);
             if is_heap {
                 sums.heap_mapped += balance.held;
             }
@@ -77,6 +80,27 @@ impl Survey {
             }
         }
         sums
+    }
+}
+
+impl Survey {
+    /// Moves the resident bytes that the blocks can have whose place is known out of the sums; of each range no more than is in
+    /// memory of it.
+    fn take_placed(&self, sums: &mut Sums, heap: &HeapState, is_allocator: &dyn Fn(u32) -> bool) -> u64 {
+        let mut taken = 0;
+        for (area, &live) in self.areas.iter().zip(&heap.placed) {
+            let bytes = live.min(area.resident);
+            let is_heap = self.is_in_heap(&area.account, is_allocator);
+            if let Some(sum) = sums.of(&area.account, is_heap) {
+                *sum = sum.saturating_sub(bytes);
+                taken += bytes;
+            }
+        }
+        taken
+    }
+
+    fn is_in_heap(&self, account: &Account, is_allocator: &dyn Fn(u32) -> bool) -> bool {
+        account.owner == Owner::Brk || self.is_heap(account, is_allocator)
     }
 }
 
@@ -96,23 +120,30 @@ impl Sums {
     }
 }
 
-/// The parts of the heap. Live blocks that do not fit into what is known to be the heap's are in memory from before.
-fn heap_parts(sums: &mut Sums, heap: &HeapState, notes: &mut Vec<String>) -> Vec<(&'static str, u64)> {
+/// The parts of the heap, of which `placed` bytes are taken off already. Live blocks whose place is not known, and which do not
+/// fit into what is known to be the heap's, are in memory from before.
+fn heap_parts(
+    sums: &mut Sums,
+    heap: &HeapState,
+    placed: u64,
+    notes: &mut Vec<String>,
+) -> Vec<(&'static str, u64)> {
     let Some(live) = heap.live_bytes else {
         return vec![("heap (not traced)", sums.heap)];
     };
-    let elsewhere = live.saturating_sub(sums.heap_mapped).min(sums.before);
+    let unplaced = live.saturating_sub(heap.placed.iter().sum());
+    let elsewhere = unplaced.saturating_sub(sums.heap_mapped).min(sums.before);
     sums.before -= elsewhere;
-    let attributed = live.min(sums.heap) + elsewhere;
-    if attributed < live {
+    let rest = sums.heap - unplaced.min(sums.heap);
+    let resident = placed + unplaced.min(sums.heap) + elsewhere;
+    if resident < live {
         notes.push(format!(
-            "The heap profile has {} of live blocks; {} of them cannot be in memory now: never written to, swapped out, or \
+            "The heap profile has {} of live blocks; at least {} of them are not in memory: never written to, swapped out, or \
              only an estimate.",
             text::bytes(live),
-            text::bytes(live - attributed)
+            text::bytes(live - resident)
         ));
     }
-    let rest = sums.heap - live.min(sums.heap);
     let before = rest.min(heap.resident_at_attach);
     if before > 0 {
         notes.push(
@@ -122,7 +153,7 @@ fn heap_parts(sums: &mut Sums, heap: &HeapState, notes: &mut Vec<String>) -> Vec
         );
     }
     vec![
-        ("live heap blocks, as in the heap profile", attributed),
+        ("live heap blocks, at most", resident),
         ("heap from before the attach, at most", before),
         ("allocator overhead and fragmentation", rest - before),
     ]

@@ -32,6 +32,8 @@ pub struct Balance {
 pub struct Survey {
     /// By account.
     pub accounts: HashMap<Account, Balance>,
+    /// What is mapped, in ascending order; none if the process could not be asked.
+    pub(super) areas: Vec<Area>,
     /// What the books alone say, for comparison with earlier ones.
     pub(super) held: Held,
     /// See [`MappedBooks`].
@@ -45,6 +47,17 @@ pub struct Survey {
     pub(super) swap: u64,
     /// Instances that were counted.
     counted: HashSet<Slot>,
+}
+
+/// Neighbouring memory of one account.
+#[derive(Clone, Debug)]
+pub(super) struct Area {
+    /// Where it is.
+    pub range: Range<u64>,
+    /// Whose it is.
+    pub account: Account,
+    /// Bytes of it that are in memory.
+    pub resident: u64,
 }
 
 /// A part of an area.
@@ -196,6 +209,11 @@ impl MappedBooks {
 }
 
 impl Survey {
+    /// The ranges that are mapped, in ascending order and disjoint: neighbours of one owner are one.
+    pub fn ranges(&self) -> Vec<Range<u64>> {
+        self.areas.iter().map(|area| area.range.clone()).collect()
+    }
+
     /// Counts what is in memory of an area.
     fn read(
         &mut self,
@@ -212,7 +230,7 @@ impl Survey {
             })
             .unzip();
         let bytes = match (vma.rss, accounts.as_slice()) {
-            (0, _) => return,
+            (0, accounts) => vec![0; accounts.len()],
             (rss, [_]) => vec![rss],
             _ => {
                 let residency = resident(vma, &ranges);
@@ -220,8 +238,13 @@ impl Survey {
                 residency.bytes
             }
         };
-        for (account, bytes) in accounts.into_iter().zip(bytes) {
-            self.accounts.entry(account).or_default().resident += bytes;
+        for ((account, range), resident) in accounts.into_iter().zip(ranges).zip(bytes) {
+            self.accounts.entry(account).or_default().resident += resident;
+            self.areas.push(Area {
+                range,
+                account,
+                resident,
+            });
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     snapshot::{
         FdDetail, Growth, Growths, Holder, Holdings, Maker, MemoryPart, MemorySummary, Origin, Snapshot,
     },
+    target::Resident,
 };
 
 /// A stack of the server's, down to its start.
@@ -62,7 +63,8 @@ fn descriptors(words: &mut Words) -> Holdings {
     ];
     Holdings {
         holders,
-        losses: vec![(3, "descriptors received whose kind is not known".to_owned())],
+        losses: vec![(1, "descriptors received whose kind is not known".to_owned())],
+        warning: None,
         notes: vec!["Two processes share the table of descriptors.".to_owned()],
     }
 }
@@ -193,6 +195,54 @@ fn everything(words: &mut Words) -> Snapshot {
     }
 }
 
+#[test]
+fn many_descriptors_are_in_the_file() {
+    let mut words = Words::default();
+    let mut snapshot = everything(&mut words);
+    let details = |number| FdDetail {
+        number,
+        target: String::new(),
+        age: (number >= 60).then_some(Duration::from_secs(1)),
+        ..details().remove(0)
+    };
+    snapshot.fd_details = Some((0..110).map(details).collect());
+    let report = report(&words, &snapshot, 100);
+    let (_, table) = report.split_once("\nOpen descriptors\n").expect("a table");
+    let numbers = table.lines().skip(1).filter(|line| line.contains("file"));
+    let numbers: Vec<&str> = numbers
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(numbers.len(), 50, "{table}");
+    assert_eq!(
+        numbers.first(),
+        Some(&"60"),
+        "those that were opened while tracing come first"
+    );
+    assert!(table.contains("(not known)") && table.ends_with("and 60 more: fd-details.json has them all.\n"));
+}
+
+#[test]
+fn what_is_wrong_is_said_first() {
+    let mut words = Words::default();
+    let mut snapshot = everything(&mut words);
+    let mmap = snapshot.mmap.as_mut().expect("mappings");
+    mmap.warning = Some("7 changes were lost: numbers may be wrong.".to_owned());
+    mmap.losses = vec![(1, "changes of mappings not recorded".to_owned())];
+    let report = report(&words, &snapshot, 100);
+    assert!(
+        report.contains("\nMappings\n  7 changes were lost: numbers may be wrong.\n  mapped "),
+        "{report}"
+    );
+    assert!(
+        report.contains("Lost: 1 change of mappings not recorded."),
+        "{report}"
+    );
+}
+
+fn resident(rss: u64, anonymous: u64) -> Resident {
+    Resident { rss, anonymous }
+}
+
 fn growth(words: &mut Words) -> Growths {
     let mut site = |stack: &[&str], touched, samples, (brk, mapped)| Growth {
         frames: frames(words, stack),
@@ -226,11 +276,25 @@ fn growth(words: &mut Words) -> Growths {
             1,
             (1 << 20, 64 << 20),
         ),
+        // By the same line as the second, and by nobody else.
+        site(
+            &["libc!__mmap64", "page_new at src/page.c:7"],
+            0,
+            0,
+            (0, 32 << 20),
+        ),
+        site(
+            &["libc!__mmap64", "arena_new at src/arena.c:3"],
+            0,
+            0,
+            (0, 96 << 20),
+        ),
+        site(&["libc!__brk", "grow at src/arena.c:9"], 0, 0, (1 << 20, 0)),
     ];
     Growths {
         sites,
         sample_bytes: 64 << 10,
-        rss: Some((20 << 20, 71 << 20)),
+        resident: Some((resident(20 << 20, 8 << 20), resident(171 << 20, 140 << 20))),
         ..Growths::default()
     }
 }
@@ -355,6 +419,7 @@ fn nothing_that_the_target_chose_drives_the_terminal() {
         ..details().remove(0)
     };
     let holdings = Holdings {
+        warning: None,
         holders: vec![holder("file", &stack, 1, 1)],
         losses: vec![(1, evil.to_owned())],
         notes: vec![evil.to_owned()],

@@ -236,10 +236,11 @@ fn parts_add_up() {
     let heap = HeapState {
         live_bytes: Some(6 * PAGE),
         resident_at_attach: 5 * PAGE,
+        ..HeapState::default()
     };
     let summary = summary(&heap, 45);
     let expected = [
-        ("live heap blocks, as in the heap profile", 6),
+        ("live heap blocks, at most", 6),
         ("heap from before the attach, at most", 5),
         ("allocator overhead and fragmentation", 4),
         ("mapped since the attach", 7),
@@ -264,7 +265,7 @@ fn an_untraced_heap_is_one_line() {
 fn live_blocks_are_where_they_can_be() {
     let live = |pages| HeapState {
         live_bytes: Some(pages * PAGE),
-        resident_at_attach: 0,
+        ..HeapState::default()
     };
     // More than the heap has: the rest is in memory from before, such as an arena of another allocator.
     let fits = summary(&live(18), 42);
@@ -281,6 +282,35 @@ fn live_blocks_are_where_they_can_be() {
         (21, 0)
     );
     assert_eq!(too_much.notes.len(), 1);
+}
+
+#[test]
+fn blocks_are_resident_where_their_memory_is() {
+    // A heap of ten resident pages from before, and a block of a hundred pages of which one was touched.
+    let before = [named("[heap]", 4..14)];
+    let mut block = area(20..120);
+    block.rss = PAGE;
+    let vmas = [before[0].clone(), block];
+    let mut books = books(&before, &[mapped(1, ANON, 20..120)]);
+    let survey = books.survey(Some(&vmas), &mut never);
+    let ranges = survey.ranges();
+    assert_eq!(ranges, [4 * PAGE..14 * PAGE, 20 * PAGE..120 * PAGE]);
+    let mut heap = HeapState {
+        live_bytes: Some(102 * PAGE),
+        placed: vec![2 * PAGE, 100 * PAGE],
+        resident_at_attach: 10 * PAGE,
+    };
+    let summary = survey.summary(11 * PAGE, &heap, &|stack| stack == 1);
+    let expected = [
+        ("live heap blocks, at most", 3),
+        ("heap from before the attach, at most", 8),
+    ];
+    assert_eq!(parts(&summary), expected);
+    assert!(summary.notes[0].contains("at least 396 KiB of them are not in memory"));
+    // Where nobody knows the place, such as of inherited blocks, all of the heap may be theirs.
+    heap.placed = Vec::new();
+    let summary = survey.summary(11 * PAGE, &heap, &|stack| stack == 1);
+    assert_eq!(parts(&summary), [("live heap blocks, at most", 11)]);
 }
 
 #[test]
