@@ -131,6 +131,7 @@ fn book_without_stack(member: &Member, key: &FdKey) {
         opened: unsafe { bpf_ktime_get_ns() },
         stack: opener::IO_URING,
         kind: files::kind_of(key.number as u32),
+        dialer: 0,
     };
     if !fds::put(key.table, key.number, &fd) {
         count_for(member.stacks, Counter::FdsFull, 1);

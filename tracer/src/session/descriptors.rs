@@ -47,6 +47,8 @@ pub struct Record {
     pub kind: FdKind,
     /// When it was opened (`CLOCK_MONOTONIC`, nanoseconds); 0 if that is not known.
     pub opened: u64,
+    /// As [`memtrace_ebpf::handles::Fd::dialer`].
+    pub dialer: u64,
 }
 
 impl Record {

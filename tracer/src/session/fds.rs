@@ -153,6 +153,7 @@ impl Tracer {
                 stack: open.fd.stack,
                 kind: FdKind::from_u8(open.fd.kind as u8),
                 opened: open.fd.opened,
+                dialer: open.fd.dialer,
             };
             Ok(open.iter().map(record).collect())
         };

@@ -19,9 +19,8 @@ use super::{
     golang::Runtimes,
     heirs::Heirs,
     history::{History, Reading},
-    images::Images,
     mapped::MappedBooks,
-    mappings::{HEAP_NOT_VISIBLE, NO_SYMBOLS},
+    mappings::{HEAP_NOT_VISIBLE, NO_SYMBOLS, read_images},
     snapshot,
     space::Space,
 };
@@ -119,7 +118,7 @@ impl Tracer {
             Duration::ZERO,
         );
         let change = space.reader.refresh(&process)?;
-        let images = Images::read(&process, &change.added, &settings.allocator_prefixes);
+        let images = read_images(&process, &change.added, settings);
         let limits = limits(settings, images.room());
         log::info!(
             "kernel memory: {} MiB for {} live blocks (--max-live), {} MiB for everything else",
