@@ -32,7 +32,7 @@ use memtrace_ebpf::{
 };
 
 use crate::{
-    snapshot::{FdDetail, Holdings},
+    snapshot::{ConnectionLoops, FdDetail, Holdings},
     target::{Descriptor, SocketDetails},
 };
 
@@ -99,6 +99,8 @@ pub struct Context<'a> {
     /// [`Holder::recent_change`](crate::snapshot::Holder::recent_change) refers, if there is one. A stack that is missing
     /// had none open; for one of [`opener`]'s that is missing, no change is told.
     pub earlier: Option<&'a HashMap<u32, u64>>,
+    /// The goroutines that wait for connections of Go's `net/http`, by [`Record::dialer`]; `None` if they are not known.
+    pub loops: Option<&'a HashMap<u64, ConnectionLoops>>,
     /// `CLOCK_MONOTONIC` (nanoseconds).
     pub now: u64,
     /// The doubts of a reading some milliseconds before this one. With them, only doubts of both readings count; without,
@@ -208,6 +210,8 @@ struct Open<'a> {
     kind: FdKind,
     descriptor: Option<&'a Descriptor>,
     age: Option<Duration>,
+    /// As [`Record::dialer`].
+    dialer: u64,
 }
 
 /// Says who opened what is open.
@@ -230,6 +234,7 @@ pub fn reconcile(
     let attached: HashMap<i32, &Descriptor> = attached.map(|found| (found.number, found)).collect();
     let mut holders = Holders::new(context.stacks);
     let mut details = Vec::new();
+    let mut loops = context.loops.cloned().unwrap_or_default();
     let mut missed = 0;
     for (number, verdict) in reading.verdicts() {
         let open = match verdict {
@@ -244,6 +249,7 @@ pub fn reconcile(
                 kind: descriptor.kind,
                 descriptor: Some(descriptor),
                 age: None,
+                dialer: 0,
             },
             Verdict::Missed(record) if context.confirms(number, None) => {
                 missed += 1;
@@ -253,6 +259,10 @@ pub fn reconcile(
             Verdict::Untraced(_) | Verdict::Missed(_) => continue,
         };
         let holder = holders.hold(open.stack, open.kind, open.age);
+        // A goroutine that dials may try several addresses at once.
+        if let Some(loops) = loops.remove(&open.dialer) {
+            holders.add_loops(holder, loops);
+        }
         if let Some(sockets) = sockets {
             details.push(detail(&open, holder, sockets));
         }
@@ -307,6 +317,7 @@ fn opened<'a>(
         kind: shown.map_or(record.kind, |shown| shown.kind),
         descriptor,
         age,
+        dialer: record.dialer,
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     kernel::{Counters, KernelError, OpenByStack, RawStack},
-    snapshot::{FdDetail, Holder, Holdings, Maker},
+    snapshot::{FdDetail, GoState, Holder, Holdings, Maker},
     target::{Descriptor, Process},
 };
 
@@ -77,12 +77,16 @@ impl Tracer {
         open
     }
 
-    /// Who holds which descriptors.
-    pub(super) fn fd_holdings(&self, space: &Space) -> (Option<Holdings>, Option<Vec<FdDetail>>) {
+    /// Who holds which descriptors; with what the Go runtime says, if there is one.
+    pub(super) fn fd_holdings(
+        &self,
+        space: &Space,
+        go: Option<&GoState>,
+    ) -> (Option<Holdings>, Option<Vec<FdDetail>>) {
         if !self.settings.trace(classes::FD) {
             return (None, None);
         }
-        match self.read_holdings(space) {
+        match self.read_holdings(space, go) {
             Ok((holdings, details)) => (Some(holdings), details),
             Err(error) => {
                 let note = format!("descriptors, since the books cannot be read: {error}");
@@ -95,7 +99,11 @@ impl Tracer {
         }
     }
 
-    fn read_holdings(&self, space: &Space) -> Result<(Holdings, Option<Vec<FdDetail>>), KernelError> {
+    fn read_holdings(
+        &self,
+        space: &Space,
+        go: Option<&GoState>,
+    ) -> Result<(Holdings, Option<Vec<FdDetail>>), KernelError> {
         let mut readings = self.read_descriptors(space)?;
         let mut doubts: Option<Doubts> = None;
         let first = readings.view().doubts();
@@ -117,6 +125,7 @@ impl Tracer {
             earlier: self
                 .earlier(space)
                 .and_then(|reading| reading.open_fds.get(&table)),
+            loops: go.map(|go| &go.loops),
             now: now(),
             confirmed: doubts.as_ref(),
         };

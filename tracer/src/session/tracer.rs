@@ -470,7 +470,7 @@ impl Tracer {
         }
         self.runtimes.discover(space, &self.settings.go);
         let go = self.go_state(space);
-        let (fds, fd_details) = self.fd_holdings(space);
+        let (fds, fd_details) = self.fd_holdings(space, go.as_ref());
         let heap = self.settings.trace(classes::HEAP);
         // What a sample stands for is an estimate, and what is too young or too small was not asked for: blocks all the same.
         let live = heap.then(|| sites.iter().map(|site| site.live_bytes).sum());

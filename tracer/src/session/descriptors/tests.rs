@@ -24,6 +24,7 @@ fn record(number: i32, stack: u32, seconds: u64) -> Record {
         stack,
         kind: FdKind::File,
         opened: NOW - seconds * SECOND,
+        dialer: 0,
     }
 }
 
@@ -37,6 +38,7 @@ fn before_tracing(number: i32) -> Record {
         stack: opener::BEFORE,
         kind: FdKind::Other,
         opened: 0,
+        dialer: 0,
     }
 }
 
@@ -77,6 +79,7 @@ fn context(stacks: &[FdStack]) -> Context<'_> {
         stacks,
         attached: &[],
         earlier: None,
+        loops: None,
         now: NOW,
         confirmed: None,
     }
