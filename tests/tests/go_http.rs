@@ -1,12 +1,15 @@
 //! Connections of Go's `net/http`: who asked for each, although another goroutine dials, and that the target bears it.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use memtrace_tests::{
     Result,
     child::{Child, PATIENCE},
-    fd_profile::{Counts, Fds},
+    fd_profile::{Counts, Fds, UNTRACED_CALL},
     go_build::{GoProgram, Toolchain, Variant},
     serial, skip,
     tracer::{Memtrace, Outcome},
@@ -17,8 +20,13 @@ const PROGRAM: &str = "go_http";
 const LEAKED: i64 = 40;
 /// How many requests are made while garbage is collected.
 const REQUESTS: i64 = 8000;
-/// Which goroutine made which is not known before this version.
+/// In which it is not known which goroutine made which.
 const WITHOUT_PARENTS: &str = "1.19";
+/// How often the program is traced until no call was missed: the kernel skips programs at system calls on a processor on which
+/// another `bpf()` call was interrupted (docs/0006), which happens where many share few.
+const ATTEMPTS: u32 = 4;
+/// Of so many requests, one may be missed so.
+const MISSED_IN: i64 = 1000;
 
 /// Every version, and each way of building with the oldest and the newest.
 const BUILDS: [(&str, Variant); 14] = [
@@ -54,7 +62,7 @@ fn with_builds(builds: &[(&str, Variant)], test: impl Fn(&str, PathBuf) -> Resul
 }
 
 /// Traces the program from before it begins until it is done; what it says then, and what memtrace says.
-fn trace(program: PathBuf, how: &str, count: i64, arguments: &[&str]) -> Result<(String, Outcome)> {
+fn trace(program: &Path, how: &str, count: i64, arguments: &[&str]) -> Result<(String, Outcome)> {
     let mut target = Child::spawn(Command::new(program).args([how, &count.to_string()]))?;
     target.stdout.expect("ready ", PATIENCE)?;
     let memtrace = Memtrace::attach(target.pid(), arguments)?;
@@ -74,8 +82,20 @@ fn sockets(fds: &Fds, function: &str) -> Counts {
         .unwrap_or_default()
 }
 
-fn check_leaks(version: &str, outcome: &Outcome) -> Result<()> {
-    let fds = outcome.fds()?;
+/// Traces the leaks, in a run in which no call was missed.
+fn leaks(program: &Path) -> Result<(Outcome, Fds)> {
+    for _ in 0..ATTEMPTS {
+        let arguments = ["--profiles", "fd,goroutine"];
+        let (_, outcome) = trace(program, "leak", LEAKED, &arguments)?;
+        let fds = outcome.fds()?;
+        if sockets(&fds, UNTRACED_CALL).open == 0 {
+            return Ok((outcome, fds));
+        }
+    }
+    bail!("calls were missed in each of {ATTEMPTS} runs");
+}
+
+fn check_leaks(version: &str, (outcome, fds): (Outcome, Fds)) -> Result<()> {
     let has_parents = version != WITHOUT_PARENTS;
     let mut expected = vec![
         ("main.leakPlain", LEAKED),
@@ -115,11 +135,7 @@ fn check_leaks(version: &str, outcome: &Outcome) -> Result<()> {
 
 #[test]
 fn each_connection_is_booked_on_who_asked_for_it() -> Result<()> {
-    with_builds(&BUILDS, |version, program| {
-        let arguments = ["--profiles", "fd,goroutine"];
-        let (_, outcome) = trace(program, "leak", LEAKED, &arguments)?;
-        check_leaks(version, &outcome)
-    })
+    with_builds(&BUILDS, |version, program| check_leaks(version, leaks(&program)?))
 }
 
 #[test]
@@ -131,13 +147,14 @@ fn every_request_is_answered_while_garbage_is_collected() -> Result<()> {
         BUILDS[9],
     ];
     with_builds(&builds, |_, program| {
-        let (done, outcome) = trace(program, "load", REQUESTS, &["--profiles", "fd"])?;
-        let answered = format!("{REQUESTS} 0 ");
-        ensure!(done.starts_with(&answered), "answered and failed: {done}");
+        let (done, outcome) = trace(&program, "load", REQUESTS, &["--profiles", "fd"])?;
+        let answered = format!("{REQUESTS} 0");
+        ensure!(done == answered, "answered and failed: {done}");
         let fds = outcome.fds()?;
         let opened = sockets(&fds, "main.fetchOnce").opened;
+        let least = REQUESTS - REQUESTS / MISSED_IN;
         ensure!(
-            opened == REQUESTS,
+            (least..=REQUESTS).contains(&opened),
             "{opened} connections of {REQUESTS}\n{}",
             fds.describe()
         );

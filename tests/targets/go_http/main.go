@@ -1,5 +1,5 @@
-// A program that makes HTTP connections to servers of its own, in the way that its first argument names: `leak` or `load`. How
-// many its second says. It begins when it reads a line, says what it has done, and goes on until its stdin ends.
+// A program that makes HTTP connections to servers of its own, in the way that its first argument names: `leak`, `load` or
+// `cost`. How many its second says. It begins when it reads a line, says what it has done, and goes on until its stdin ends.
 package main
 
 import (
@@ -27,6 +27,8 @@ func main() {
 		fmt.Println("done", count)
 	case "load":
 		fmt.Println("done", load(servers, count))
+	case "cost":
+		fmt.Println("done", cost(servers, count))
 	}
 	io.Copy(io.Discard, input)
 }
