@@ -1,6 +1,9 @@
 //! Descriptors: what was open at the attach, and who holds what at a snapshot.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use memtrace_ebpf::{
     handles::{Class, FdKind, classes},
@@ -137,6 +140,7 @@ impl Tracer {
             let note = "This kernel does not tell what an io_uring opens and closes.";
             holdings.notes.push(note.into());
         }
+        holdings.notes.extend(self.dial_notes(space));
         let private = counters.get(Counter::PrivateTables);
         if private > 0 {
             holdings.notes.push(format!(
@@ -144,6 +148,13 @@ impl Tracer {
             ));
         }
         Ok((holdings, details))
+    }
+
+    /// Why it is not told for whom Go's `net/http` connects, of each file of which it should be.
+    fn dial_notes(&self, space: &Space) -> BTreeSet<String> {
+        let known = space.reader.live().filter_map(|mapping| self.files.get(mapping));
+        let notes = known.filter_map(|file| file.dial_note.as_ref());
+        notes.map(|note| format!("Not covered: {note}.")).collect()
     }
 
     /// The descriptor table of a process's first thread.
