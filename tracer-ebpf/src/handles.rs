@@ -260,6 +260,8 @@ pub struct Fd {
     pub stack: u32,
     /// A [`FdKind`].
     pub kind: u32,
+    /// Of a connection that Go's `net/http` made for somebody: the id of the goroutine that dialed; 0 of everything else.
+    pub dialer: u64,
 }
 
 /// What is known of a descriptor table.
@@ -339,6 +341,33 @@ pub struct Offsets {
     pub vma_file: u32,
 }
 
+/// What the cookie of a probe in Go's `net/http` says: where in `g`, the runtime's structure of a goroutine
+/// (`src/runtime/runtime2.go`), are the fields that tell which one it is. Three offsets of 16 bits (bytes).
+pub mod goroutine {
+    /// The cookie: `sched.g`, `goid`, and `parentGoid`, which is 0 where there is none.
+    pub const fn cookie(own: u16, goid: u16, parent: u16) -> u64 {
+        own as u64 | (goid as u64) << 16 | (parent as u64) << 32
+    }
+
+    /// `sched.g`: the address of the `g` itself.
+    #[inline(always)]
+    pub const fn own(cookie: u64) -> u64 {
+        cookie & 0xffff
+    }
+
+    /// `goid`: a number that is never used again.
+    #[inline(always)]
+    pub const fn goid(cookie: u64) -> u64 {
+        cookie >> 16 & 0xffff
+    }
+
+    /// `parentGoid`: the number of the goroutine that started it.
+    #[inline(always)]
+    pub const fn parent(cookie: u64) -> u64 {
+        cookie >> 32 & 0xffff
+    }
+}
+
 /// Bits of [`super::layout::Control::classes`]: what is traced.
 pub mod classes {
     /// Blocks of allocators.
@@ -355,4 +384,4 @@ pub mod classes {
 pub const MAP_EVENT_BYTES: u32 = 4 << 20;
 
 const _: () = assert!(size_of::<FdKey>() == 8);
-const _: () = assert!(size_of::<Fd>() == 16);
+const _: () = assert!(size_of::<Fd>() == 24);

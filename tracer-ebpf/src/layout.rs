@@ -485,6 +485,8 @@ pub mod tail {
     pub const BOOK_CLONE: u32 = 5;
     /// Asks how long a mapping is of which the call does not tell, then goes to [`BOOK_CALL`].
     pub const MEASURE: u32 = 6;
+    /// Notes who asked for a connection, once its stack is known.
+    pub const BOOK_DIAL: u32 = 7;
     /// How many places there are.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 8;
 }

@@ -6,7 +6,7 @@ mod values;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 
 pub use recording::{GoHeap, ProfileKind, Recording};
 pub use serve::{ConfigError, Configuration, ServeArguments, TargetArguments};
@@ -113,6 +113,26 @@ pub struct Arguments {
     pub floor: bool,
 }
 
+impl Arguments {
+    /// The command line of this process; ends it with a message if it is not one of ours.
+    pub fn of_process() -> Self {
+        let arguments = Self::parse();
+        match arguments.checked() {
+            Ok(arguments) => arguments,
+            Err(error) => error.exit(),
+        }
+    }
+
+    /// What no single option shows: wishes that cannot be granted together.
+    fn checked(self) -> Result<Self, clap::Error> {
+        if self.fd_details && !self.recording.wants(ProfileKind::Fd) {
+            let what = "--fd-details lists descriptors, which are not traced here: add fd to --profiles (--profiles fd,...)";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, what));
+        }
+        Ok(self)
+    }
+}
+
 /// Other ways to run.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Mode {
@@ -124,7 +144,7 @@ pub enum Mode {
 mod tests {
     use clap::Parser as _;
 
-    use super::Arguments;
+    use super::{Arguments, CommandFactory as _};
 
     #[test]
     fn one_target() {
@@ -144,8 +164,20 @@ mod tests {
     }
 
     #[test]
+    fn details_need_descriptors() {
+        let is_fine = |options: &[&str]| {
+            let words = ["memtrace", "--pid", "1"].iter().chain(options);
+            let parsed = Arguments::try_parse_from(words).expect("these are options of ours");
+            parsed.checked().is_ok()
+        };
+        assert!(is_fine(&["--fd-details"]));
+        assert!(is_fine(&["--fd-details", "--profiles", "mmap,fd"]));
+        assert!(!is_fine(&["--fd-details", "--profiles", "mmap"]));
+        assert!(!is_fine(&["--fd-details", "--growth"]));
+    }
+
+    #[test]
     fn the_definition_is_sound() {
-        use clap::CommandFactory as _;
         Arguments::command().debug_assert();
     }
 }

@@ -11,7 +11,7 @@ use memtrace_ebpf::{
 };
 
 use super::{
-    atomic, count_for, files, ids, io_uring,
+    atomic, count_for, dials, files, ids, io_uring,
     maps::{self, Thread},
     process::{self, member},
     stack,
@@ -484,12 +484,20 @@ pub extern "C" fn book_fd(number: u32, kind: u32) -> u32 {
         return 0;
     }
     let kind = if kind == ASK { files::kind_of(number) } else { kind };
-    let stack = stack_of(thread, member.stacks, kind);
+    let dialed = match kind == FdKind::Tcp as u32 {
+        true => dials::of_current(member.stacks),
+        false => None,
+    };
+    let (stack, dialer) = match dialed {
+        Some(dialed) => dialed,
+        None => (stack_of(thread, member.stacks, kind), 0),
+    };
     let fd = Fd {
         // SAFETY: the helper has no preconditions.
         opened: unsafe { bpf_ktime_get_ns() },
         stack,
         kind,
+        dialer,
     };
     if !put(table, number as i32, &fd) {
         count_for(member.stacks, Counter::FdsFull, 1);

@@ -215,6 +215,7 @@ pub extern "C" fn book_without_stack(number: u32) -> u32 {
         opened: unsafe { bpf_ktime_get_ns() },
         stack: opener::IO_URING,
         kind: files::kind_of(number),
+        dialer: 0,
     };
     if !fds::put(fds::table_of(&member, tid), number as i32, &fd) {
         count_for(member.stacks, Counter::FdsFull, 1);

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, ProgramArray, Queue, RingBuf},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, ProgramArray, Queue, RingBuf},
 };
 use memtrace_ebpf::{
     handles::{Fd, FdKey, MAP_EVENT_BYTES, Offsets, Table},
@@ -87,6 +87,35 @@ pub struct Fork {
     pub end: u32,
 }
 
+/// What [`DIALS`] knows something of.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct DialKey {
+    /// As `what` says.
+    pub who: u64,
+    /// The address space.
+    pub space: u32,
+    /// [`DialKey::WANTED`] or [`DialKey::DIALER`].
+    pub what: u32,
+}
+
+impl DialKey {
+    /// `who` is the address of a `wantConn`: a connection that is asked for.
+    pub const WANTED: u32 = 0;
+    /// `who` is the id of a goroutine that dials.
+    pub const DIALER: u32 = 1;
+}
+
+/// Who asked for a connection.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Dial {
+    /// Index into the stacks.
+    pub stack: u32,
+    /// The generation of the mappings then. When stacks are used again, it changes.
+    pub generation: u32,
+}
+
 /// The stack as it was when a walk was compared.
 #[repr(C)]
 pub struct StackCopy {
@@ -114,6 +143,9 @@ pub static CALL_TAILS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT
 /// Of programs at raw tracepoints.
 #[map]
 pub static KERNEL_TAILS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
+/// Of programs in Go's `net/http`.
+#[map]
+pub static DIAL_TAILS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
 #[map]
 pub static NOTICES: RingBuf = RingBuf::with_byte_size(1 << 19, 0);
 
@@ -186,6 +218,14 @@ pub static MAP_EVENTS: RingBuf = RingBuf::with_byte_size(MAP_EVENT_BYTES, 0);
 /// Where the heap of each address space ended at the last `brk`; at load.
 #[map]
 pub static BREAKS: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
+
+/// Who asked for connections that are not dialed so far, and for those that are being dialed. What is asked for need not be dialed:
+/// the oldest makes room. The socket of who was forgotten keeps its own stack.
+#[map]
+pub static DIALS: LruHashMap<DialKey, Dial> = LruHashMap::with_max_entries(16 << 10, 0);
+/// The cookies of the probes in `net/http` ([`memtrace_ebpf::handles::goroutine`]), by address space, once one was met.
+#[map]
+pub static GOROUTINES: LruHashMap<u32, u64> = LruHashMap::with_max_entries(1024, 0);
 
 /// Executable mappings; at load.
 #[map]

@@ -186,20 +186,54 @@ pub fn find_in_kernel<C: EbpfContext>(
     thread: &mut Thread,
     next: u32,
 ) {
-    let (space, tid) = ids;
     thread.next = next;
+    find_then(ctx, tails, (start, From::Kernel), control, ids, thread);
+}
+
+/// Finds the stack of the caller whose registers these are, and goes on in the program at [`tail::BOOK_DIAL`] of
+/// [`maps::DIAL_TAILS`].
+#[inline(always)]
+pub fn find_caller<C: EbpfContext>(
+    ctx: &C,
+    start: Start,
+    control: &Control,
+    ids: (u32, u32),
+    thread: &mut Thread,
+) {
+    thread.next = tail::BOOK_DIAL;
+    find_then(
+        ctx,
+        &maps::DIAL_TAILS,
+        (start, From::Caller),
+        control,
+        ids,
+        thread,
+    );
+}
+
+/// Finds a stack, and goes on in the program at [`Thread::next`] of `tails`.
+#[inline(always)]
+fn find_then<C: EbpfContext>(
+    ctx: &C,
+    tails: &ProgramArray,
+    (start, from): (Start, From),
+    control: &Control,
+    ids: (u32, u32),
+    thread: &mut Thread,
+) {
+    let (space, tid) = ids;
     thread.space = space;
     let Some((index, walk)) = lock(start.pc, start.sp, tid) else {
         thread.walk = NO_WALK;
         // SAFETY: the context is the one that the kernel passed to this program.
-        return unsafe { tails.tail_call(ctx, next) };
+        return unsafe { tails.tail_call(ctx, thread.next) };
     };
     thread.walk = index;
     if is_same(walk, index, &start, space, tid, control) {
         // SAFETY: as above.
-        unsafe { tails.tail_call(ctx, next) };
+        unsafe { tails.tail_call(ctx, thread.next) };
     } else {
-        begin(walk, index, &start, From::Kernel, ids, control, thread);
+        begin(walk, index, &start, from, ids, control, thread);
         // SAFETY: as above.
         unsafe { tails.tail_call(ctx, tail::WALK) };
     }
@@ -291,6 +325,13 @@ fn walk_in_call(ctx: TracePointContext) -> u32 {
 #[raw_tracepoint(tracepoint = "page_fault_user")]
 fn walk_in_kernel(ctx: RawTracePointContext) -> i32 {
     walk_in(&ctx, &maps::KERNEL_TAILS);
+    0
+}
+
+/// As [`walk`], of threads that ask for a connection.
+#[uprobe]
+fn walk_in_dial(ctx: ProbeContext) -> u32 {
+    walk_in(&ctx, &maps::DIAL_TAILS);
     0
 }
 

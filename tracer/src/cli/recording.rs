@@ -15,23 +15,17 @@ use crate::{
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct Recording {
     /// What to trace, separated by commas: heap, fd (descriptors: files, sockets, ...), mmap, growth, and of Go programs
-    /// goroutine and threadcreate.
+    /// goroutine and threadcreate [default: all but growth].
     ///
     /// heap needs probes in the allocator; fd, mmap and growth do not, but every process on the machine pays some
     /// 50 nanoseconds for each system call while they are traced. Of a Go program, heap, goroutine and threadcreate are
     /// read from its runtime, without probes, and what is from before the attach is in them.
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_enum,
-        value_delimiter = ',',
-        default_value = "heap,fd,mmap,goroutine,threadcreate"
-    )]
-    pub profiles: Vec<ProfileKind>,
+    #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',')]
+    pub profiles: Option<Vec<ProfileKind>>,
 
-    /// Only who touches new memory, from a sample of the page faults, and who moves the heap's end and maps: as
-    /// --profiles growth. For programs that allocate too fast for more.
-    #[arg(long, conflicts_with = "profiles")]
+    /// Who touches new memory, from a sample of the page faults, and who moves the heap's end and maps: only that, or with
+    /// --profiles LIST beside what LIST names. Alone it is for programs that allocate too fast for more.
+    #[arg(long)]
     pub growth: bool,
 
     /// Which view of a Go program's heap: published, as of its last garbage collection, which is what its own profile
@@ -135,9 +129,10 @@ impl Recording {
 
     /// Whether this is traced.
     pub fn wants(&self, kind: ProfileKind) -> bool {
-        match self.growth {
-            true => kind == ProfileKind::Growth,
-            false => self.profiles.contains(&kind),
+        let is_growth = kind == ProfileKind::Growth;
+        match &self.profiles {
+            Some(profiles) => profiles.contains(&kind) || self.growth && is_growth,
+            None => self.growth == is_growth,
         }
     }
 
@@ -242,7 +237,13 @@ mod tests {
         assert_eq!(wants(&[]), [true, true, true, false]);
         assert_eq!(wants(&["--growth"]), [false, false, false, true]);
         assert_eq!(wants(&["--profiles", "fd,growth"]), [false, true, false, true]);
-        let both = ["memtrace", "--growth", "--profiles", "heap"];
+        assert_eq!(
+            wants(&["--growth", "--profiles", "heap"]),
+            [true, false, false, true]
+        );
+        assert!(
+            parse(&[]).wants(ProfileKind::Goroutine) && !parse(&["--growth"]).wants(ProfileKind::Goroutine)
+        );
         assert!(Options::try_parse_from(both).is_err());
         assert!(Options::try_parse_from(["memtrace", "--profiles", "heaps"]).is_err());
     }

@@ -158,6 +158,7 @@ struct G {
     wait_reason: u8,
     m: u64,
     locked_m: u64,
+    parent_goid: u64,
     gopc: u64,
     startpc: u64,
 }
@@ -184,6 +185,7 @@ impl G {
             wait_reason: word(layout.wait_reason) as u8,
             m: word(layout.m),
             locked_m: word(layout.locked_m),
+            parent_goid: layout.parent_goid.map_or(0, word),
             gopc: word(layout.gopc),
             startpc: word(layout.startpc),
         }
@@ -347,6 +349,7 @@ impl Reader<'_> {
             },
             wait_reason: wait_reason.filter(|_| g.is_waiting()).unwrap_or(""),
             wait_since: if g.is_waiting() { g.wait_since } else { 0 },
+            parent: g.parent_goid,
             created_at: g.gopc,
             start: g.startpc,
             stack: stack.frames,

@@ -56,6 +56,8 @@ pub struct GLayout {
     pub wait_reason: u64,
     /// `lockedm`, a pointer to an `m`.
     pub locked_m: u64,
+    /// `parentGoid`, a word; from 1.21 on.
+    pub parent_goid: Option<u64>,
     /// `gopc`, a word.
     pub gopc: u64,
     /// `startpc`, a word.
@@ -118,6 +120,7 @@ pub(super) static ALL: [Layout; 8] = [
         version: go(19),
         g: GLayout {
             locked_m: 232,
+            parent_goid: None,
             gopc: 296,
             startpc: 312,
             ..G_1_21
@@ -220,6 +223,7 @@ const G_1_21: GLayout = GLayout {
     wait_since: 168,
     wait_reason: 176,
     locked_m: 208,
+    parent_goid: Some(272),
     gopc: 280,
     startpc: 296,
 };
@@ -231,6 +235,7 @@ const G_1_23: GLayout = GLayout {
     wait_since: 176,
     wait_reason: 184,
     locked_m: 216,
+    parent_goid: Some(280),
     gopc: 288,
     startpc: 304,
     ..G_1_21
@@ -246,6 +251,7 @@ const G_1_25: GLayout = GLayout {
 };
 
 const G_1_26: GLayout = GLayout {
+    parent_goid: Some(280),
     gopc: 288,
     startpc: 304,
     ..G_1_25

@@ -8,6 +8,7 @@
 mod binary;
 mod build_info;
 mod code;
+mod dials;
 mod goroutines;
 mod heap;
 mod image;
@@ -27,6 +28,7 @@ mod wait_reasons;
 use std::sync::Arc;
 
 pub use binary::GoBinary;
+pub use dials::DialFunctions;
 pub use goroutines::{GoroutineGroup, group, read_goroutines};
 pub use heap::{read_heap, scale};
 pub use layout::{BucketLayout, GLayout, Layout, MLayout};
@@ -160,6 +162,8 @@ pub struct Goroutine {
     /// Since when it waits (the runtime's `nanotime`, which is `CLOCK_MONOTONIC`; nanoseconds); 0 when that is not known: the
     /// runtime notes it at a garbage collection.
     pub wait_since: u64,
+    /// The id of the goroutine that made it (`parentGoid`); 0 for the first, and before Go 1.21.
+    pub parent: u64,
     /// The return address in the code that made it (`gopc`, virtual address); 0 for the first.
     pub created_at: u64,
     /// Its function's entry (`startpc`, virtual address).

@@ -114,6 +114,7 @@ impl Descriptors {
                 opened: 0,
                 stack: opener::BEFORE,
                 kind: kind as u32,
+                dialer: 0,
             };
             self.open.insert_new(&FdKey { table, number }, &fd)?;
         }

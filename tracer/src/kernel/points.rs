@@ -5,7 +5,7 @@ use std::{fs::File, iter};
 use memtrace_ebpf::layout::{CallKind, entry, exit};
 
 use super::attach::Point;
-use crate::probe::{InnerRole, Shape, Site};
+use crate::probe::{DialSites, InnerRole, Shape, Site};
 
 /// What to attach for one allocation function.
 pub(super) fn points<'a>(site: &Site, file: &'a File, floor: bool) -> Vec<Point<'a>> {
@@ -51,6 +51,18 @@ fn inner_points<'a>(site: &Site, file: &'a File, floor: bool) -> Vec<Point<'a>> 
             )
         })
         .collect()
+}
+
+/// What to attach for the connections of Go's `net/http`. None of it at a return: Go moves stacks.
+pub(super) fn dial_points<'a>(sites: &DialSites, file: &'a File) -> [Point<'a>; 2] {
+    let places = [
+        ("connection_dialed", &sites.dialed),
+        ("connection_wanted", &sites.wanted),
+    ];
+    places.map(|(program, place)| Point {
+        cookie: sites.fields,
+        ..point(program, file, place.file_offset)
+    })
 }
 
 /// A program that is told nothing, at a place in a file.

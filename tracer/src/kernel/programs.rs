@@ -34,13 +34,13 @@ use super::{
     map_events::MapEvents,
     offsets,
     perf::{self, Watched},
-    points::{point, points},
+    points::{dial_points, point, points},
     sampling::SizeClasses,
     spaces::Spaces,
     tables::{TableRoom, Tables},
     tracefs::Tracefs,
 };
-use crate::probe::Site;
+use crate::probe::{DialSites, Site};
 
 /// The programs, as `build.rs` compiled them.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memtrace-programs"));
@@ -152,6 +152,10 @@ impl Programs {
                 "KERNEL_TAILS",
                 &in_kernel,
             )?);
+        }
+        if classes & classes::FD != 0 {
+            let in_dial = [(tail::WALK, "walk_in_dial"), (tail::BOOK_DIAL, "book_dial")];
+            tails.push(fill_tails::<UProbe>(&mut ebpf, "DIAL_TAILS", &in_dial)?);
         }
         let attacher = if follow {
             Attacher::following().map_err(|source| KernelError::Event {
@@ -426,14 +430,15 @@ impl Programs {
         Ok(())
     }
 
-    /// Attaches the programs of these allocation functions in this order, and of the dynamic linker's hook, for these
-    /// threads; with `floor`, programs that do nothing.
+    /// Attaches the programs of these allocation functions in this order, of functions of `net/http`, and of the dynamic
+    /// linker's hook, for these threads; with `floor`, programs that do nothing.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn attach_sites(
         &mut self,
         sites: &[(Site, Arc<File>)],
+        dials: &[(DialSites, Arc<File>)],
         linker: Option<&(u64, Arc<File>)>,
         floor: bool,
         threads: &Threads<'_>,
@@ -442,6 +447,9 @@ impl Programs {
             .iter()
             .flat_map(|(site, file)| points(site, file, floor))
             .collect();
+        // The floor is that of the allocator's probes.
+        let dials = dials.iter().filter(|_| !floor);
+        points.extend(dials.flat_map(|(sites, file)| dial_points(sites, file)));
         points.extend(linker.map(|(offset, file)| point("linker_changed", file, *offset)));
         self.attacher.attach(&mut self.ebpf, &points, threads)
     }

@@ -12,7 +12,7 @@ use crate::{
         stacks::{innermost_frames, missing_frames, missing_of},
         subject::Subject,
     },
-    snapshot::{GoroutineGroup, Growth, Holder, RUNNING, Site, ThreadGroup},
+    snapshot::{ConnectionLoops, GoroutineGroup, Growth, Holder, RUNNING, Site, ThreadGroup},
     symbol::{FrameMap, Line, Symbols},
 };
 
@@ -144,6 +144,8 @@ pub(super) struct Books {
     pub(super) recent_change: i64,
     /// When not everything is recorded: how many samples were.
     pub(super) samples: u64,
+    /// Goroutines that wait for descriptors which are connections of Go's `net/http`.
+    pub(super) loops: ConnectionLoops,
     /// Sum of the ages (seconds) of those whose age is known.
     ages: f64,
     /// How many these are.
@@ -189,6 +191,7 @@ impl Books {
             resident: holder.resident,
             kinds: BTreeMap::from([(holder.kind, holder.held)]),
             recent_change: holder.recent_change,
+            loops: holder.loops,
             ages: holder.mean_age.as_secs_f64() * aged as f64,
             aged,
             ..Self::default()
@@ -216,6 +219,7 @@ impl Books {
         }
         self.recent_change = self.recent_change.saturating_add(other.recent_change);
         self.samples += other.samples;
+        self.loops.add(other.loops);
         self.ages += other.ages;
         self.aged += other.aged;
     }

@@ -49,6 +49,8 @@ pub(super) enum Refusal {
     ManyExits,
     #[error("it may throw, and where it returns cannot be told: the jump at {0:#x} may go anywhere")]
     UnknownJump(u64),
+    #[error("it does not begin as Go functions do")]
+    NoStackCheck,
     #[error("no instruction at its beginning can carry a probe: `{instruction}` {why}")]
     NoLegalInstruction { instruction: String, why: &'static str },
 }

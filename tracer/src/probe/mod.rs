@@ -22,6 +22,7 @@ mod exits;
 mod forward;
 mod frames;
 mod function;
+mod go_entry;
 mod hoist;
 mod image;
 mod inner;
@@ -37,6 +38,7 @@ mod tests;
 
 pub use error::PlanError;
 pub use function::{ArgumentRegister, Arguments, Shape};
+pub use go_entry::{DialSites, after_stack_check};
 pub use inner::InnerRole;
 pub use names::Family;
 pub use verify::CodeReader;

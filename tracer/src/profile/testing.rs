@@ -9,7 +9,7 @@ use std::{
 use memtrace_ebpf::layout::EndReason;
 
 use crate::{
-    snapshot::{Coverage, Holder, Losses, Maker, Origin, Selection, Site, Snapshot},
+    snapshot::{ConnectionLoops, Coverage, Holder, Losses, Maker, Origin, Selection, Site, Snapshot},
     target::{Mappings, ProcessInfo},
 };
 
@@ -44,6 +44,7 @@ pub(crate) fn holder(kind: &'static str, frames: &[u64], made: u64, held: u64) -
         resident: 0,
         mean_age: Duration::from_secs(4),
         recent_change: 0,
+        loops: ConnectionLoops::default(),
     }
 }
 

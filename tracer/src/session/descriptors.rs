@@ -32,7 +32,7 @@ use memtrace_ebpf::{
 };
 
 use crate::{
-    snapshot::{FdDetail, Holdings},
+    snapshot::{ConnectionLoops, FdDetail, Holdings},
     target::{Descriptor, SocketDetails},
 };
 
@@ -47,6 +47,8 @@ pub struct Record {
     pub kind: FdKind,
     /// When it was opened (`CLOCK_MONOTONIC`, nanoseconds); 0 if that is not known.
     pub opened: u64,
+    /// As [`memtrace_ebpf::handles::Fd::dialer`].
+    pub dialer: u64,
 }
 
 impl Record {
@@ -97,6 +99,8 @@ pub struct Context<'a> {
     /// [`Holder::recent_change`](crate::snapshot::Holder::recent_change) refers, if there is one. A stack that is missing
     /// had none open; for one of [`opener`]'s that is missing, no change is told.
     pub earlier: Option<&'a HashMap<u32, u64>>,
+    /// The goroutines that wait for connections of Go's `net/http`, by [`Record::dialer`]; `None` if they are not known.
+    pub loops: Option<&'a HashMap<u64, ConnectionLoops>>,
     /// `CLOCK_MONOTONIC` (nanoseconds).
     pub now: u64,
     /// The doubts of a reading some milliseconds before this one. With them, only doubts of both readings count; without,
@@ -206,6 +210,8 @@ struct Open<'a> {
     kind: FdKind,
     descriptor: Option<&'a Descriptor>,
     age: Option<Duration>,
+    /// As [`Record::dialer`].
+    dialer: u64,
 }
 
 /// Says who opened what is open.
@@ -228,6 +234,7 @@ pub fn reconcile(
     let attached: HashMap<i32, &Descriptor> = attached.map(|found| (found.number, found)).collect();
     let mut holders = Holders::new(context.stacks);
     let mut details = Vec::new();
+    let mut loops = context.loops.cloned().unwrap_or_default();
     let mut missed = 0;
     for (number, verdict) in reading.verdicts() {
         let open = match verdict {
@@ -242,6 +249,7 @@ pub fn reconcile(
                 kind: descriptor.kind,
                 descriptor: Some(descriptor),
                 age: None,
+                dialer: 0,
             },
             Verdict::Missed(record) if context.confirms(number, None) => {
                 missed += 1;
@@ -251,6 +259,10 @@ pub fn reconcile(
             Verdict::Untraced(_) | Verdict::Missed(_) => continue,
         };
         let holder = holders.hold(open.stack, open.kind, open.age);
+        // A goroutine that dials may try several addresses at once.
+        if let Some(loops) = loops.remove(&open.dialer) {
+            holders.add_loops(holder, loops);
+        }
         if let Some(sockets) = sockets {
             details.push(detail(&open, holder, sockets));
         }
@@ -308,6 +320,7 @@ fn opened<'a>(
         kind: shown.map_or(record.kind, |shown| shown.kind),
         descriptor: descriptor.or(then.flatten()),
         age,
+        dialer: record.dialer,
     }
 }
 

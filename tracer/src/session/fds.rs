@@ -1,6 +1,9 @@
 //! Descriptors: what was open at the attach, and who holds what at a snapshot.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use memtrace_ebpf::{
     handles::{Class, FdKind, classes},
@@ -14,7 +17,7 @@ use super::{
 };
 use crate::{
     kernel::{Counters, KernelError, OpenByStack, RawStack},
-    snapshot::{FdDetail, Holder, Holdings, Maker},
+    snapshot::{FdDetail, GoState, Holder, Holdings, Maker},
     target::{Descriptor, Process},
     text,
 };
@@ -78,12 +81,16 @@ impl Tracer {
         open
     }
 
-    /// Who holds which descriptors.
-    pub(super) fn fd_holdings(&self, space: &Space) -> (Option<Holdings>, Option<Vec<FdDetail>>) {
+    /// Who holds which descriptors; with what the Go runtime says, if there is one.
+    pub(super) fn fd_holdings(
+        &self,
+        space: &Space,
+        go: Option<&GoState>,
+    ) -> (Option<Holdings>, Option<Vec<FdDetail>>) {
         if !self.settings.trace(classes::FD) {
             return (None, None);
         }
-        match self.read_holdings(space) {
+        match self.read_holdings(space, go) {
             Ok((holdings, details)) => (Some(holdings), details),
             Err(error) => {
                 let note = format!("descriptors, since the books cannot be read: {error}");
@@ -96,7 +103,11 @@ impl Tracer {
         }
     }
 
-    fn read_holdings(&self, space: &Space) -> Result<(Holdings, Option<Vec<FdDetail>>), KernelError> {
+    fn read_holdings(
+        &self,
+        space: &Space,
+        go: Option<&GoState>,
+    ) -> Result<(Holdings, Option<Vec<FdDetail>>), KernelError> {
         let mut readings = self.read_descriptors(space)?;
         let mut doubts: Option<Doubts> = None;
         let first = readings.view().doubts();
@@ -118,6 +129,7 @@ impl Tracer {
             earlier: self
                 .earlier(space)
                 .and_then(|reading| reading.open_fds.get(&table)),
+            loops: go.map(|go| &go.loops),
             now: now(),
             confirmed: doubts.as_ref(),
         };
@@ -134,6 +146,7 @@ impl Tracer {
             let note = "This kernel does not tell what an io_uring opens and closes.";
             holdings.notes.push(note.into());
         }
+        holdings.notes.extend(self.dial_notes(space));
         let private = counters.get(Counter::PrivateTables);
         if private > 0 {
             holdings.notes.push(format!(
@@ -155,6 +168,13 @@ impl Tracer {
         Ok((holdings, details))
     }
 
+    /// Why it is not told for whom Go's `net/http` connects, of each file of which it should be.
+    fn dial_notes(&self, space: &Space) -> BTreeSet<String> {
+        let known = space.reader.live().filter_map(|mapping| self.files.get(mapping));
+        let notes = known.filter_map(|file| file.dial_note.as_ref());
+        notes.map(|note| format!("Not covered: {note}.")).collect()
+    }
+
     /// The descriptor table of a process's first thread.
     fn fd_table_of(&self, space: &Space) -> u32 {
         let private = self.programs.descriptors_ref().private_table(space.info.pid);
@@ -171,6 +191,7 @@ impl Tracer {
                 stack: open.fd.stack,
                 kind: FdKind::from_u8(open.fd.kind as u8),
                 opened: open.fd.opened,
+                dialer: open.fd.dialer,
             };
             Ok(open.iter().map(record).collect())
         };

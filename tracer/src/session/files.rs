@@ -10,18 +10,20 @@ use std::{
 use super::{Settings, images::Image};
 use crate::{
     kernel::{Batch, FileTable, KernelError, Programs, Threads},
-    probe::Site,
+    probe::{DialSites, Site},
     target::{Mapping, Process},
 };
 
 /// Device and inode.
 pub type FileId = (u64, u64);
 
-/// The allocation functions and the dynamic linker's hook of some files.
+/// The allocation functions of some files, the functions by which Go's `net/http` connects, and the dynamic linker's hook.
 #[derive(Clone, Default)]
 pub struct Probes {
     /// Allocation functions, with the file they are in, in the order in which they are attached.
     pub sites: Vec<(Site, Arc<File>)>,
+    /// Functions of `net/http`, with the file they are in.
+    pub dials: Vec<(DialSites, Arc<File>)>,
     /// Where the dynamic linker reports changes: file offset and file.
     pub linker: Option<(u64, Arc<File>)>,
 }
@@ -29,7 +31,17 @@ pub struct Probes {
 impl Probes {
     /// Whether there is nothing to attach.
     pub fn is_empty(&self) -> bool {
-        self.sites.is_empty() && self.linker.is_none()
+        self.sites.is_empty() && self.dials.is_empty() && self.linker.is_none()
+    }
+
+    fn attach(
+        &self,
+        programs: &mut Programs,
+        settings: &Settings,
+        threads: &Threads<'_>,
+    ) -> Result<Batch, KernelError> {
+        let linker = self.linker.as_ref();
+        programs.attach_sites(&self.sites, &self.dials, linker, settings.floor, threads)
     }
 }
 
@@ -50,6 +62,8 @@ pub struct Known {
     pub allocator: Option<String>,
     /// For the profile: what is not covered.
     pub notes: Vec<String>,
+    /// For the profile: why the descriptors of Go's `net/http` are not told by who asked for them.
+    pub dial_note: Option<String>,
 }
 
 /// All files, and who uses which set of mappings.
@@ -104,6 +118,7 @@ impl Files {
         known.allocator_code = image.allocator_code().to_vec();
         known.allocator = image.allocator();
         known.notes = image.notes();
+        known.dial_note = image.dial_note();
     }
 
     /// Forgets files whose tables are not in the kernel any more. They have no probes.
@@ -144,7 +159,10 @@ impl Files {
         for (site, _) in &probes.sites {
             log::info!("{}: {}", site.symbol, site.why);
         }
-        let batch = programs.attach_sites(&probes.sites, probes.linker.as_ref(), settings.floor, threads)?;
+        for (sites, _) in &probes.dials {
+            log::info!("net/http: connections are told by whom they were asked for: {sites:?}");
+        }
+        let batch = probes.attach(programs, settings, threads)?;
         self.attached.push(probes);
         Ok(batch)
     }
@@ -160,7 +178,7 @@ impl Files {
         threads: &Threads<'_>,
     ) -> Result<(), KernelError> {
         for probes in &self.attached {
-            programs.attach_sites(&probes.sites, probes.linker.as_ref(), settings.floor, threads)?;
+            probes.attach(programs, settings, threads)?;
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! What the files behind new mappings hold: unwind tables, allocators, the dynamic linker.
 
+mod dials;
+
 use std::{fs::File, io, ops::Range, sync::Arc};
 
 use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache, ReadRef as _};
@@ -24,6 +26,7 @@ pub struct Image {
     plan: Plan,
     file: Option<Arc<File>>,
     linker_hook: Option<u64>,
+    dials: dials::Dials,
 }
 
 /// The images of a set of mappings, each read once.
@@ -97,7 +100,8 @@ impl Images {
         let mut sites: Vec<_> = sites.collect();
         sites.sort_by_key(|(site, _)| !site.shape.is_free());
         let linker = images().find_map(|image| Some((image.linker_hook?, Arc::clone(image.file.as_ref()?))));
-        Probes { sites, linker }
+        let dials = images().filter_map(Image::dials).collect();
+        Probes { sites, dials, linker }
     }
 
     /// The images.
@@ -116,7 +120,7 @@ impl Image {
     pub fn has_probes(&self) -> bool {
         self.file.is_some()
             && !self.is_unreadable()
-            && (!self.plan.sites.is_empty() || self.linker_hook.is_some())
+            && (!self.plan.sites.is_empty() || self.linker_hook.is_some() || self.dials().is_some())
     }
 
     /// Where a breakpoint will be (virtual address in the file).
@@ -166,6 +170,7 @@ impl Image {
             plan: Plan::default(),
             file: None,
             linker_hook: None,
+            dials: None,
         };
         match &mapping.backing {
             Backing::File(file) => {

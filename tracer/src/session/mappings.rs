@@ -47,6 +47,15 @@ impl Space {
     }
 }
 
+/// Reads the images of these mappings.
+pub(super) fn read_images(process: &Process, mappings: &[Arc<Mapping>], settings: &Settings) -> Images {
+    let mut images = Images::read(process, mappings, &settings.allocator_prefixes);
+    if settings.trace(classes::FD) {
+        images.find_dials(process, mappings);
+    }
+    images
+}
+
 impl Tracer {
     /// When programs may ask again for mappings to be read.
     pub fn wishes_from(&self) -> Option<Instant> {
@@ -94,7 +103,7 @@ impl Tracer {
                 self.update_known(space, &change);
                 self.name_mappings(space.layout, &new);
                 self.programs.mappings_changed();
-                let images = Images::read(process, &unread, &self.settings.allocator_prefixes);
+                let images = read_images(process, &unread, &self.settings);
                 self.add_mappings(space, &new, &images);
                 if let Err(error) = self.attach_images(space, images) {
                     space.add_note(format!(
@@ -247,6 +256,9 @@ impl Tracer {
             if !image.is_unreadable() {
                 self.cover(space, image.allocator(), image.notes(), true);
             }
+            if let Some(note) = image.dial_note() {
+                space.add_note(note);
+            }
             space.is_stripped_static |= image.is_stripped_static();
         }
         if let Some(batch) = batch {
@@ -264,6 +276,9 @@ impl Tracer {
             .collect();
         for file in known {
             space.is_stripped_static |= file.is_stripped_static;
+            if let Some(note) = file.dial_note {
+                space.add_note(note);
+            }
             let Some(batch) = file.batch else { continue };
             // What it has from its parent was there from the beginning.
             let is_new = space.bound.insert(batch);

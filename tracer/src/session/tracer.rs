@@ -19,9 +19,8 @@ use super::{
     golang::Runtimes,
     heirs::Heirs,
     history::{History, Reading},
-    images::Images,
     mapped::MappedBooks,
-    mappings::{HEAP_NOT_VISIBLE, NO_SYMBOLS},
+    mappings::{HEAP_NOT_VISIBLE, NO_SYMBOLS, read_images},
     snapshot,
     space::Space,
 };
@@ -140,7 +139,7 @@ impl Tracer {
             Duration::ZERO,
         );
         let change = space.reader.refresh(&process)?;
-        let images = Images::read(&process, &change.added, &settings.allocator_prefixes);
+        let images = read_images(&process, &change.added, settings);
         let limits = limits(settings, images.room());
         log::info!(
             "kernel memory: {} MiB for {} live blocks (--max-live), {} MiB for everything else",
@@ -506,7 +505,7 @@ impl Tracer {
         }
         self.runtimes.discover(space, &self.settings.go);
         let go = self.go_state(space);
-        let (fds, fd_details) = self.fd_holdings(space);
+        let (fds, fd_details) = self.fd_holdings(space, go.as_ref());
         let heap = self.settings.trace(classes::HEAP);
         // What a sample stands for is an estimate, and what is too young or too small was not asked for: blocks all the same.
         let live = heap.then(|| sites.iter().map(|site| site.live_bytes).sum());

@@ -1,6 +1,6 @@
 //! What a Go runtime says of itself: its sampled heap, its goroutines, its threads.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use super::Site;
 
@@ -47,8 +47,32 @@ pub struct GoState {
     pub goroutines: Option<Vec<GoroutineGroup>>,
     /// Its threads, if they were asked for and could be read.
     pub threads: Option<Vec<ThreadGroup>>,
+    /// The goroutines that wait for connections of `net/http`, by the id of the goroutine that dialed; from Go 1.21 on.
+    pub loops: HashMap<u64, ConnectionLoops>,
     /// What could not be read and why, and what was torn, one sentence each.
     pub notes: Vec<String>,
+}
+
+/// Goroutines that serve HTTP connections of a client, and wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionLoops {
+    /// How many are in `(*persistConn).readLoop`.
+    pub readers: u64,
+    /// How many are in `(*persistConn).writeLoop`.
+    pub writers: u64,
+}
+
+impl ConnectionLoops {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds others to these.
+    pub fn add(&mut self, other: Self) {
+        self.readers += other.readers;
+        self.writers += other.writers;
+    }
 }
 
 /// The heap profile that the runtime keeps.

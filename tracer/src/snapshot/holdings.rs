@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use memtrace_ebpf::layout::EndReason;
 
+use super::ConnectionLoops;
 use crate::target::Resident;
 
 /// Who opened or mapped something.
@@ -62,6 +63,8 @@ pub struct Holder {
     pub mean_age: Duration,
     /// Change of `held` over [`super::Snapshot::recent`].
     pub recent_change: i64,
+    /// The goroutines that wait for those that are connections of Go's `net/http`, where that is known.
+    pub loops: ConnectionLoops,
 }
 
 /// What was counted of a class of holdings.

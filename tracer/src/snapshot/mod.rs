@@ -11,7 +11,9 @@ use std::{
 
 use memtrace_ebpf::layout::EndReason;
 
-pub use go::{GoHeapState, GoHeapView, GoState, GoWishes, GoroutineGroup, RUNNING, ThreadGroup};
+pub use go::{
+    ConnectionLoops, GoHeapState, GoHeapView, GoState, GoWishes, GoroutineGroup, RUNNING, ThreadGroup,
+};
 pub use holdings::{FdDetail, Growth, Growths, Holder, Holdings, Maker, MemoryPart, MemorySummary};
 
 use crate::target::{Mappings, ProcessInfo};

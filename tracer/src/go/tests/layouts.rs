@@ -65,6 +65,7 @@ fn every_offset_is_that_of_the_debug_information() {
             assert_eq!(Some(offset), expected, "field {index} of Go 1.{minor}");
         }
         assert_eq!(g.syscall_bp, at("g.syscallbp"), "Go 1.{minor}");
+        assert_eq!(g.parent_goid, at("g.parentGoid"), "Go 1.{minor}");
     }
 }
 

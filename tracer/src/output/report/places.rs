@@ -13,7 +13,7 @@ use crate::{
         style::{columns, hang, location, shorten, wrap_list},
     },
     profile::subject::Subject,
-    snapshot::Selection,
+    snapshot::{ConnectionLoops, Selection},
     symbol::Line,
     text,
 };
@@ -82,6 +82,7 @@ impl<W: Write> Report<'_, W> {
         if place.inherited {
             detail.push_str(", inherited");
         }
+        detail.push_str(&waiting(books.loops));
         let amount = format!("{:>10}", amount(subject, books.amount));
         let amount = self.style.bold(amount);
         self.numbers(subject, &format!("{rank:>3}. {amount}"), books, all, &detail)
@@ -258,6 +259,15 @@ fn is_counted(subject: Subject) -> bool {
         subject,
         Subject::Descriptors | Subject::Goroutines | Subject::Threads
     )
+}
+
+/// `, 37 readLoop and 37 writeLoop goroutines wait`; nothing if none does.
+fn waiting(loops: ConnectionLoops) -> String {
+    if loops.is_empty() {
+        return String::new();
+    }
+    let [readers, writers] = [loops.readers, loops.writers].map(text::count);
+    format!(", {readers} readLoop and {writers} writeLoop goroutines wait")
 }
 
 /// `20 tcp, 3 unix`.

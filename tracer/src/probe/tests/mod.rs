@@ -6,6 +6,7 @@ mod elf;
 mod emulation;
 mod exits;
 mod forward;
+mod go_entry;
 mod kernel;
 mod names;
 mod prefixes;

@@ -11,7 +11,7 @@ use memtrace_ebpf::{
 };
 
 use super::FdStack;
-use crate::snapshot::{Holder, Maker};
+use crate::snapshot::{ConnectionLoops, Holder, Maker};
 
 /// What makes two descriptors those of one holder.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,6 +89,11 @@ impl<'a> Holders<'a> {
             self.without_stack += 1;
         }
         index
+    }
+
+    /// Counts goroutines that wait for a descriptor of this holder.
+    pub fn add_loops(&mut self, holder: usize, loops: ConnectionLoops) {
+        self.all[holder].loops.add(loops);
     }
 
     /// Notes that a descriptor which is in the books is not open.
@@ -182,6 +187,7 @@ impl<'a> Holders<'a> {
                 resident: 0,
                 mean_age: Duration::ZERO,
                 recent_change: 0,
+                loops: ConnectionLoops::default(),
             });
             self.ages.push((Duration::ZERO, 0));
             self.all.len() - 1

@@ -7,7 +7,7 @@ use memtrace_ebpf::{
 
 use super::{Context, Doubts, FdStack, Reading, Record, reconcile};
 use crate::{
-    snapshot::{FdDetail, Holder, Holdings, Maker},
+    snapshot::{ConnectionLoops, FdDetail, Holder, Holdings, Maker},
     target::{Descriptor, SocketDetails},
 };
 
@@ -24,6 +24,7 @@ fn record(number: i32, stack: u32, seconds: u64) -> Record {
         stack,
         kind: FdKind::File,
         opened: NOW - seconds * SECOND,
+        dialer: 0,
     }
 }
 
@@ -37,6 +38,7 @@ fn before_tracing(number: i32) -> Record {
         stack: opener::BEFORE,
         kind: FdKind::Other,
         opened: 0,
+        dialer: 0,
     }
 }
 
@@ -77,6 +79,7 @@ fn context(stacks: &[FdStack]) -> Context<'_> {
         stacks,
         attached: &[],
         earlier: None,
+        loops: None,
         now: NOW,
         confirmed: None,
     }
@@ -596,4 +599,36 @@ fn sums_add_up_whatever_happens() {
         let missed = missed.map_or(0, |&(count, _)| count);
         assert_eq!(held + missed, (after.len() + untraced) as u64);
     }
+}
+
+#[test]
+fn goroutines_are_counted_with_the_connection_that_theirs_dialed() {
+    let dialed = |number, stack, dialer| Record {
+        dialer,
+        ..of_kind(record(number, stack, 1), FdKind::Tcp)
+    };
+    // Two numbers of one goroutine: it tries two addresses.
+    let records = [
+        dialed(3, 1, 40),
+        dialed(4, 1, 40),
+        dialed(5, 1, 41),
+        dialed(6, 2, 0),
+    ];
+    let listing = [3, 4, 5, 6].map(|number| socket(number, number as u64));
+    let stacks = [stack(1, 0x10, 3), stack(2, 0x20, 1)];
+    let loops = |readers, writers| ConnectionLoops { readers, writers };
+    let known = HashMap::from([(40, loops(1, 1)), (41, loops(1, 0)), (42, loops(1, 1))]);
+    let context = Context {
+        loops: Some(&known),
+        ..context(&stacks)
+    };
+    let holders = holdings(&quiet(&records, &listing), &context).holders;
+    let of = |frame| {
+        holders
+            .iter()
+            .find(|holder| holder.frames == [frame])
+            .map(|of| of.loops)
+    };
+    assert_eq!(of(0x10), Some(loops(2, 1)));
+    assert_eq!(of(0x20), Some(loops(0, 0)));
 }

@@ -1,6 +1,7 @@
 //! Go targets: what their runtimes know, read at each snapshot and compared with earlier readings.
 
 mod code;
+mod connections;
 mod reading;
 mod runtime;
 

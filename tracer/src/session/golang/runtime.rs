@@ -10,6 +10,7 @@ use memtrace_ebpf::{layout::EndReason, unwind::frame};
 
 use super::{
     code::Code,
+    connections,
     reading::{GoReading, difference},
 };
 use crate::{
@@ -126,6 +127,7 @@ impl Runtime {
             let goroutines = context.goroutines();
             if let Some(goroutines) = note_failure("goroutines", goroutines, &mut state.notes) {
                 ids = goroutines.all.iter().map(|goroutine| goroutine.id).collect();
+                state.loops = connections::loops(&goroutines, &reader.code);
                 if wishes.goroutines {
                     state.goroutines = Some(context.groups(&goroutines));
                 }

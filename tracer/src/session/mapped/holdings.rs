@@ -9,7 +9,7 @@ use memtrace_ebpf::{handles::MappingKind, layout::EndReason};
 
 use super::{Account, Balance, Held, Survey, instances::Owner};
 use crate::{
-    snapshot::{Holder, Holdings, Maker},
+    snapshot::{ConnectionLoops, Holder, Holdings, Maker},
     text,
 };
 
@@ -181,6 +181,7 @@ fn draft<'a>(
             resident: 0,
             mean_age: Duration::ZERO,
             recent_change: 0,
+            loops: ConnectionLoops::default(),
         },
         balance: Balance::default(),
     })

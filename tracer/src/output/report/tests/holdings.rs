@@ -12,7 +12,8 @@ use crate::{
     },
     profile::testing::{holder, nobody},
     snapshot::{
-        FdDetail, Growth, Growths, Holder, Holdings, Maker, MemoryPart, MemorySummary, Origin, Snapshot,
+        ConnectionLoops, FdDetail, Growth, Growths, Holder, Holdings, Maker, MemoryPart, MemorySummary,
+        Origin, Snapshot,
     },
     target::Resident,
 };
@@ -449,4 +450,28 @@ fn nothing_that_the_target_chose_drives_the_terminal() {
     let harmless = |character: char| character == '\n' || !character.is_control();
     assert!(report.chars().all(harmless), "{report:?}");
     assert!(report.contains(r"\u{1b}]0;owned\u{7} (\u{1b}"), "{report}");
+}
+
+#[test]
+fn goroutines_that_wait_for_connections_are_counted_with_them() {
+    let mut words = Words::default();
+    let ask = frames(&mut words, &["main.fetchPrice at price.go:48"]);
+    let loops = ConnectionLoops {
+        readers: 37,
+        writers: 36,
+    };
+    let holder = Holder {
+        loops,
+        ..holder("tcp", &ask, 40, 37)
+    };
+    let snapshot = Snapshot {
+        fds: Some(Holdings {
+            holders: vec![holder],
+            ..Holdings::default()
+        }),
+        ..everything(&mut words)
+    };
+    let text = report(&words, &snapshot, 140);
+    let line = "tcp, mean age 4.0 s, 37 readLoop and 36 writeLoop goroutines wait";
+    assert!(text.contains(line), "{text}");
 }
