@@ -28,13 +28,13 @@ use memtrace_ebpf::{
 use super::{
     KernelError,
     array::MappedArray,
-    attach::{Attacher, Batch},
+    attach::{Attacher, Batch, Point},
     books::Books,
     descriptors::Descriptors,
     map_events::MapEvents,
     offsets,
     perf::{self, Watched},
-    points::{point, points},
+    points::points,
     sampling::SizeClasses,
     spaces::Spaces,
     tables::{TableRoom, Tables},
@@ -437,7 +437,7 @@ impl Programs {
             .iter()
             .flat_map(|(site, file)| points(site, file, floor))
             .collect();
-        points.extend(linker.map(|(offset, file)| point("linker_changed", file, *offset)));
+        points.extend(linker.map(|(offset, file)| Point::at("linker_changed", file, *offset, 0)));
         self.attacher.attach(&mut self.ebpf, &points, threads)
     }
 

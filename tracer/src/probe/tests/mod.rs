@@ -10,6 +10,7 @@ mod kernel;
 mod names;
 mod prefixes;
 mod real;
+mod returns;
 
 use std::io;
 
