@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::mpsc,
     thread::JoinHandle,
 };
@@ -11,6 +11,7 @@ use std::{
 use super::{Error, say, signals};
 use crate::{
     cli::Arguments,
+    go::GoBinaries,
     kernel::FIRST_SPACE,
     output::{
         Amount, OutputDir, OutputError, ProcessRow, ReportOptions, StatusLine, fd_details_json,
@@ -41,8 +42,8 @@ pub struct Results {
 }
 
 impl Results {
-    /// Begins to wait for what is to be written.
-    pub fn new(arguments: &Arguments, directory: OutputDir, line: StatusLine) -> Self {
+    /// Begins to wait for what is to be written; Go programs that were opened need not be opened again to name code.
+    pub fn new(arguments: &Arguments, directory: OutputDir, go: GoBinaries, line: StatusLine) -> Self {
         let (jobs, received) = mpsc::channel();
         let arguments = arguments.clone();
         let thread = std::thread::spawn(move || {
@@ -50,7 +51,7 @@ impl Results {
                 arguments,
                 directory,
                 line,
-                symbolizer: Symbolizer::new(),
+                symbolizer: Symbolizer::new().sharing(go),
                 directories: HashMap::new(),
                 rows: Vec::new(),
                 largest: None,
@@ -97,9 +98,27 @@ struct Writer {
     /// Of the address spaces beside the first.
     directories: HashMap<u32, OutputDir>,
     rows: Vec<ProcessRow>,
-    /// The one that the report is about, and what speaks for it.
-    largest: Option<((bool, u64), Snapshot)>,
+    /// The one that the report is about.
+    largest: Option<Largest>,
     failure: Option<Error>,
+}
+
+/// The snapshot that the report is about.
+struct Largest {
+    /// What speaks for it: whether it runs on, and how much it holds.
+    weight: (bool, u64),
+    snapshot: Snapshot,
+    /// Its profiles, if they could be written.
+    written: Option<Written>,
+}
+
+/// The profiles of a snapshot that were written.
+#[derive(Clone)]
+struct Written {
+    /// The first of them, or the directory if there is none.
+    path: PathBuf,
+    /// What each is of: the names without their numbers.
+    kinds: Vec<&'static str>,
 }
 
 impl Writer {
@@ -109,7 +128,7 @@ impl Writer {
                 for snapshot in &snapshots {
                     let written = self.write(snapshot, true);
                     self.line.suspend(|| match written {
-                        Ok(path) => say(&format!("snapshot written to {}", path.display())),
+                        Ok(written) => say(&format!("snapshot written to {}", written.path.display())),
                         Err(error) => log::error!("{error}"),
                     });
                 }
@@ -140,37 +159,45 @@ impl Writer {
             name: snapshot.process.name.clone(),
             held,
             end,
-            profile: written.as_ref().ok().cloned(),
+            profile: written.as_ref().ok().map(|written| written.path.clone()),
         });
         // One that runs on is of more interest than one that is gone.
         let weight = (end.is_empty(), held.size());
-        if self.largest.as_ref().is_none_or(|(before, _)| *before < weight) {
-            self.largest = Some((weight, snapshot));
+        if self.largest.as_ref().is_none_or(|before| before.weight < weight) {
+            self.largest = Some(Largest {
+                weight,
+                snapshot,
+                written: written.as_ref().ok().cloned(),
+            });
         }
         self.keep(written.map_err(Error::from));
     }
 
-    /// Writes the profiles of a snapshot; returns the path of the first.
-    fn write(&mut self, snapshot: &Snapshot, numbered: bool) -> Result<PathBuf, OutputError> {
+    /// Writes the profiles of a snapshot.
+    fn write(&mut self, snapshot: &Snapshot, numbered: bool) -> Result<Written, OutputError> {
         let profiles = self.profiles(snapshot);
         let details = match snapshot.fd_details {
             Some(_) if !numbered => Some(fd_details_json(snapshot, &mut self.symbolizer)),
             _ => None,
         };
         let directory = self.directory_of(snapshot)?;
-        let mut paths = Vec::new();
+        let (mut first, mut kinds) = (None, Vec::new());
         for (kind, profile) in profiles {
-            paths.push(if numbered {
+            let path = if numbered {
                 directory.write_numbered(kind, &profile)?
             } else {
                 directory.write_final(kind, &profile)?
-            });
+            };
+            first.get_or_insert(path);
+            kinds.push(kind);
         }
         if let Some(details) = details {
             directory.write(FD_DETAILS, &details)?;
         }
-        let first = paths.into_iter().next();
-        Ok(first.unwrap_or_else(|| directory.path().to_owned()))
+        Ok(Written {
+            path: first.unwrap_or_else(|| directory.path().to_owned()),
+            kinds,
+        })
     }
 
     fn profiles(&mut self, snapshot: &Snapshot) -> Vec<(&'static str, Profile)> {
@@ -229,53 +256,38 @@ impl Writer {
         }
     }
 
-    /// What the reader can open now.
-    fn where_to_look(&self, path: &Path, snapshot: &Snapshot) -> String {
-        let go = snapshot.go.as_ref();
-        let written = [
-            (snapshot.heap && go.is_some(), "heap"),
-            (
-                snapshot.native_heap().is_some(),
-                snapshot.native_heap().unwrap_or_default(),
-            ),
-            (snapshot.fds.is_some(), "fd"),
-            (snapshot.mmap.is_some(), "mmap"),
-            (snapshot.growth.is_some(), "growth"),
-            (go.is_some_and(|go| go.goroutines.is_some()), "goroutine"),
-            (go.is_some_and(|go| go.threads.is_some()), "threadcreate"),
-        ];
-        let written: Vec<&str> = written
-            .iter()
-            .filter(|(is, _)| *is)
-            .map(|(_, kind)| *kind)
-            .collect();
-        let first = path.display();
-        match (written.as_slice(), path.parent()) {
-            ([_, _, ..], Some(directory)) => {
-                let directory = directory.display();
-                let names = written.join(",");
-                format!("Profiles: {directory}/{{{names}}}.pb.gz\nOpen one: go tool pprof -http=: {first}\n")
-            }
-            _ => format!("Profile: {first}\nOpen it: go tool pprof -http=: {first}\n"),
-        }
-    }
-
     fn report(&mut self) -> Result<(), Error> {
-        let Some((_, largest)) = &self.largest else {
+        let Some(largest) = &self.largest else {
             return Ok(());
         };
+        let snapshot = &largest.snapshot;
         let options = ReportOptions::for_stdout(self.arguments.top);
         let mut text = Vec::new();
         let mut written = Ok(());
         if self.rows.len() > 1 {
             written = write_processes(&mut text, &self.rows, &options);
         }
-        let written = written.and_then(|()| write_report(&mut text, largest, &mut self.symbolizer, &options));
-        let row = self.rows.iter().find(|row| row.pid == largest.process.pid);
-        if let Some(path) = row.and_then(|row| row.profile.as_ref()) {
-            text.extend(self.where_to_look(path, largest).bytes());
+        let written =
+            written.and_then(|()| write_report(&mut text, snapshot, &mut self.symbolizer, &options));
+        if let Some(written) = &largest.written {
+            text.extend(written.where_to_look().bytes());
         }
         tell(written.and_then(|()| io::stdout().lock().write_all(&text)))
+    }
+}
+
+impl Written {
+    /// What the reader can open now.
+    fn where_to_look(&self) -> String {
+        let first = self.path.display();
+        match (self.kinds.as_slice(), self.path.parent()) {
+            ([_, _, ..], Some(directory)) => {
+                let directory = directory.display();
+                let names = self.kinds.join(",");
+                format!("Profiles: {directory}/{{{names}}}.pb.gz\nOpen one: go tool pprof -http=: {first}\n")
+            }
+            _ => format!("Profile: {first}\nOpen it: go tool pprof -http=: {first}\n"),
+        }
     }
 }
 

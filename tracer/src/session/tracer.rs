@@ -26,6 +26,7 @@ use super::{
     space::Space,
 };
 use crate::{
+    go::GoBinaries,
     kernel::{FIRST_SPACE, KernelError, Limits, Live, Programs, TableRoom},
     snapshot::{Coverage, GoState, GoWishes, Origin, Selection, Snapshot},
     target::Process,
@@ -249,6 +250,11 @@ impl Tracer {
     /// The version of the Go runtime in the process that tracing began with, if it has one that can be read.
     pub fn go_version(&self) -> Option<&str> {
         self.runtimes.version(FIRST_SPACE)
+    }
+
+    /// The Go programs that were opened.
+    pub fn go_binaries(&self) -> GoBinaries {
+        self.runtimes.binaries()
     }
 
     fn coverage_of(&self, space: &Space) -> Coverage {

@@ -73,7 +73,7 @@ impl GoHeapState {
     }
 }
 
-/// What [`GoroutineGroup::wait`] is of goroutines that run: their stacks cannot be read.
+/// What [`GoroutineGroup::wait`] is of goroutines that run.
 pub const RUNNING: &str = "running";
 
 /// Goroutines that do the same.
@@ -95,6 +95,13 @@ pub struct GoroutineGroup {
     pub is_system: bool,
 }
 
+impl GoroutineGroup {
+    /// The frame that stands for what is missing of their stack: while they run, it cannot be read.
+    pub fn innermost_frame(&self) -> Option<String> {
+        (self.wait == RUNNING).then(|| format!("[{RUNNING}]"))
+    }
+}
+
 /// Threads that are held by the same.
 #[derive(Clone, Debug, Default)]
 pub struct ThreadGroup {
@@ -106,4 +113,11 @@ pub struct ThreadGroup {
     pub count: u64,
     /// Change of `count` over [`super::Snapshot::recent`].
     pub recent_change: i64,
+}
+
+impl ThreadGroup {
+    /// The frame that stands for their stack if there is none: what holds them.
+    pub fn innermost_frame(&self) -> Option<String> {
+        self.frames.is_empty().then(|| format!("[{}]", self.hold))
+    }
 }

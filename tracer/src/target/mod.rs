@@ -10,7 +10,7 @@ mod sockets;
 use std::io;
 
 pub use descriptors::Descriptor;
-pub use mapping::{Backing, Change, Mapping, MappingReader, Mappings};
+pub use mapping::{Backing, Change, FileVersion, Mapping, MappingReader, Mappings};
 pub use memory::Vma;
 pub use pagemap::{Pagemap, Residency};
 pub use process::{Piece, Process, ProcessInfo};

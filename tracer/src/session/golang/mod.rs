@@ -12,22 +12,20 @@ use std::{
 pub use reading::GoReadings;
 use runtime::Runtime;
 
-use super::{files::FileId, space::Space};
+use super::space::Space;
 use crate::{
-    go::GoBinary,
+    go::GoBinaries,
     snapshot::{GoState, GoWishes},
     target::{Backing, Mapping},
 };
-
-/// A Go program, or why it cannot be read.
-type Binary = Result<Arc<GoBinary>, String>;
 
 /// The Go runtimes of the traced processes.
 #[derive(Debug, Default)]
 pub struct Runtimes {
     /// By the number of the address space; `None` if there is none.
     known: HashMap<u32, Option<Runtime>>,
-    binaries: HashMap<FileId, Option<Binary>>,
+    /// Shared with whoever names code.
+    binaries: GoBinaries,
 }
 
 impl Runtimes {
@@ -39,9 +37,11 @@ impl Runtimes {
         let (Some(process), Some(mapping)) = (&space.process, program(space)) else {
             return;
         };
-        let mut runtime = self
-            .binary(&mapping)
-            .map(|binary| Runtime::new(Arc::clone(process), &mapping, binary));
+        let binary = match &mapping.backing {
+            Backing::File(file) => self.binaries.open(file),
+            _ => None,
+        };
+        let mut runtime = binary.map(|binary| Runtime::new(Arc::clone(process), &mapping, binary));
         if let (Some(runtime), Some(rate)) = (&mut runtime, wishes.enable) {
             runtime.enable(rate);
         }
@@ -74,17 +74,9 @@ impl Runtimes {
         spaces.values().filter_map(reading).collect()
     }
 
-    fn binary(&mut self, mapping: &Mapping) -> Option<Binary> {
-        let open = || {
-            let Backing::File(file) = &mapping.backing else {
-                return None;
-            };
-            match GoBinary::open(file) {
-                Ok(binary) => binary.map(|binary| Ok(Arc::new(binary))),
-                Err(error) => Some(Err(error.to_string())),
-            }
-        };
-        self.binaries.entry(mapping.file_id).or_insert_with(open).clone()
+    /// The programs that were opened.
+    pub fn binaries(&self) -> GoBinaries {
+        self.binaries.clone()
     }
 }
 

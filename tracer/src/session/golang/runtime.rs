@@ -10,7 +10,7 @@ use memtrace_ebpf::{layout::EndReason, unwind::frame};
 
 use super::{
     code::Code,
-    reading::{GoReading, difference},
+    reading::{Earlier, GoReading, difference},
 };
 use crate::{
     go::{
@@ -86,7 +86,7 @@ impl Runtime {
     /// The same, to compare later states with.
     pub fn reading(&self, mappings: &Mappings, wishes: &GoWishes) -> GoReading {
         let (state, ids) = self.read(mappings, wishes, None);
-        GoReading::of(state, ids)
+        GoReading { state, ids }
     }
 
     /// What it knows, and the ids of all goroutines.
@@ -112,7 +112,7 @@ impl Runtime {
             reader,
             process: &self.process,
             mappings,
-            earlier,
+            earlier: earlier.map(Earlier::of),
         };
         if wishes.heap {
             let heap = context.heap(wishes.view);
@@ -173,7 +173,7 @@ struct Context<'r> {
     reader: &'r Reader,
     process: &'r Process,
     mappings: &'r Mappings,
-    earlier: Option<&'r GoReading>,
+    earlier: Option<Earlier<'r>>,
 }
 
 impl Context<'_> {
@@ -206,7 +206,8 @@ impl Context<'_> {
         }
         let mut sites: Vec<Site> = sites.into_values().collect();
         for site in &mut sites {
-            site.recent_change = self.earlier.map_or(0, |earlier| earlier.change_of_site(site));
+            let earlier = self.earlier.as_ref();
+            site.recent_change = earlier.map_or(0, |earlier| earlier.change_of_site(site));
         }
         Ok(GoHeapState {
             sites,
@@ -231,8 +232,8 @@ impl Context<'_> {
         let mut groups: Vec<GoroutineGroup> = groups
             .iter()
             .map(|group| {
-                let earlier = self.earlier;
-                let persists = |id: &&u64| earlier.is_some_and(|earlier| earlier.ids.contains(*id));
+                let earlier = self.earlier.as_ref();
+                let persists = |id: &&u64| earlier.is_some_and(|earlier| earlier.had(**id));
                 GoroutineGroup {
                     frames: self.stack(&group.example),
                     created_by: self.created_by(&group.example),
@@ -250,7 +251,7 @@ impl Context<'_> {
 
     /// What waits at one place for several reasons, or was made at several, changes together: it goes to the largest group.
     fn note_changes(&self, groups: &mut [GoroutineGroup]) {
-        let Some(earlier) = self.earlier else {
+        let Some(earlier) = &self.earlier else {
             return;
         };
         let mut now: HashMap<Vec<u64>, u64> = HashMap::new();
@@ -260,7 +261,7 @@ impl Context<'_> {
         groups.sort_by_key(|group| std::cmp::Reverse(group.count));
         for group in groups {
             if let Some(count) = now.remove(&group.frames) {
-                group.recent_change = difference(count, earlier.goroutines_like(group));
+                group.recent_change = difference(count, earlier.goroutines_at(&group.frames));
             }
         }
     }
@@ -314,9 +315,8 @@ impl Context<'_> {
                 count,
                 recent_change: 0,
             };
-            group.recent_change = self
-                .earlier
-                .map_or(0, |earlier| earlier.change_of_threads(&group));
+            let earlier = self.earlier.as_ref();
+            group.recent_change = earlier.map_or(0, |earlier| earlier.change_of_threads(&group));
             group
         };
         Ok(groups.into_iter().map(group).collect())
