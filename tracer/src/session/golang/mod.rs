@@ -53,6 +53,11 @@ impl Runtimes {
         self.known.get(&space)?.as_ref()?.version()
     }
 
+    /// An address in the Go heap of an address space, if there is one that can be read.
+    pub fn heap_address(&self, space: u32) -> Option<u64> {
+        self.known.get(&space)?.as_ref()?.heap_address()
+    }
+
     /// Forgets an address space that is no more.
     pub fn forget(&mut self, space: u32) {
         self.known.remove(&space);

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     go::{
         EnabledRate, GoBinary, GoError, GoHeap, GoStatus, Goroutine, Goroutines, Layout, Variables, group,
-        is_system, read_goroutines, read_heap, read_threads, scale,
+        is_system, read_goroutines, read_heap, read_threads, read_u64, scale,
     },
     snapshot::{GoHeapState, GoHeapView, GoState, GoWishes, GoroutineGroup, RUNNING, Site, ThreadGroup},
     target::{Mapping, Mappings, Process},
@@ -60,6 +60,13 @@ impl Runtime {
     /// Its version in Go's words, if it can be read.
     pub fn version(&self) -> Option<&str> {
         self.reader.is_ok().then_some(&*self.version)
+    }
+
+    /// An address in its heap: the array of `runtime.allgs` is there, as `append` makes it.
+    pub fn heap_address(&self) -> Option<u64> {
+        let allgs = self.reader.as_ref().ok()?.variables.allgs?;
+        let array = read_u64(&*self.process, allgs);
+        array.ok().filter(|address| *address != 0)
     }
 
     /// Has the runtime begin a heap profile, if it keeps none.

@@ -32,6 +32,8 @@ pub struct Balance {
 pub struct Survey {
     /// By account.
     pub accounts: HashMap<Account, Balance>,
+    /// Of [`Balance::resident`], the bytes that are the heap of a Go runtime.
+    pub(super) go_heap: HashMap<Account, u64>,
     /// What the books alone say, for comparison with earlier ones.
     pub(super) held: Held,
     /// See [`MappedBooks`].
@@ -222,6 +224,9 @@ impl Survey {
         };
         for (account, bytes) in accounts.into_iter().zip(bytes) {
             self.accounts.entry(account).or_default().resident += bytes;
+            if vma.is_go_heap {
+                *self.go_heap.entry(account).or_default() += bytes;
+            }
         }
     }
 }
