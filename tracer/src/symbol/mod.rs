@@ -36,7 +36,7 @@ use memtrace_ebpf::unwind::frame;
 pub(crate) use allocator::is_allocator;
 pub(crate) use debug_file::hex;
 pub(crate) use elf::Pread;
-pub(crate) use frame_map::FrameMap;
+pub(crate) use frame_map::{FrameMap, WordHashing};
 use intern::Strings;
 use module::{Module, ModuleKey};
 

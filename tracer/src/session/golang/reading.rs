@@ -2,7 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::snapshot::{GoState, GoroutineGroup, Site, ThreadGroup};
+use crate::{
+    snapshot::{GoState, GoroutineGroup, Site, ThreadGroup},
+    symbol::WordHashing,
+};
+
+/// Ids of goroutines.
+pub(super) type Ids = HashSet<u64, WordHashing>;
 
 /// A reading to compare later ones with.
 #[derive(Debug, Default)]
@@ -10,7 +16,7 @@ pub struct GoReading {
     /// All that was read: the last word on a process that ends before the next reading.
     pub state: GoState,
     /// The ids of all goroutines.
-    pub(super) ids: HashSet<u64>,
+    pub(super) ids: Ids,
 }
 
 /// Readings of all address spaces, by their numbers.
@@ -25,7 +31,7 @@ pub(super) struct Earlier<'r> {
     goroutines: HashMap<&'r [u64], u64>,
     /// Threads by what holds them and by stack.
     threads: HashMap<(&'static str, &'r [u64]), u64>,
-    ids: &'r HashSet<u64>,
+    ids: &'r Ids,
 }
 
 impl<'r> Earlier<'r> {

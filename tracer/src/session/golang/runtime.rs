@@ -1,16 +1,12 @@
 //! The Go runtime of one address space.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use memtrace_ebpf::{layout::EndReason, unwind::frame};
 
 use super::{
     code::Code,
-    reading::{Earlier, GoReading, difference},
+    reading::{Earlier, GoReading, Ids, difference},
 };
 use crate::{
     go::{
@@ -97,12 +93,7 @@ impl Runtime {
     }
 
     /// What it knows, and the ids of all goroutines.
-    fn read(
-        &self,
-        mappings: &Mappings,
-        wishes: &GoWishes,
-        earlier: Option<&GoReading>,
-    ) -> (GoState, HashSet<u64>) {
+    fn read(&self, mappings: &Mappings, wishes: &GoWishes, earlier: Option<&GoReading>) -> (GoState, Ids) {
         let mut state = GoState {
             version: self.version.clone(),
             notes: self.note.iter().cloned().collect(),
@@ -112,7 +103,7 @@ impl Runtime {
             Ok(reader) => reader,
             Err(why) => {
                 state.notes.push(format!("Its Go runtime cannot be read: {why}."));
-                return (state, HashSet::new());
+                return (state, Ids::default());
             }
         };
         let context = Context {
@@ -128,7 +119,7 @@ impl Runtime {
                 heap.is_enabled_by_us = self.enabled.is_some();
             }
         }
-        let mut ids = HashSet::new();
+        let mut ids = Ids::default();
         if wishes.goroutines || wishes.threads {
             let goroutines = context.goroutines();
             if let Some(goroutines) = note_failure("goroutines", goroutines, &mut state.notes) {
