@@ -116,12 +116,14 @@ pub enum Variant {
     Pie,
     /// With C code, linked with libc.
     Cgo,
+    /// With C code, and libc linked into the program.
+    StaticCgo,
     /// As [`Self::Default`], after `strip`.
     Stripped,
 }
 
 impl Variant {
-    /// Each of them.
+    /// Those that programs are shipped in.
     pub const ALL: [Self; 5] = [
         Self::Default,
         Self::NoSymbols,
@@ -135,7 +137,12 @@ impl Variant {
             Self::Default | Self::Cgo | Self::Stripped => &[],
             Self::NoSymbols => &["-ldflags=-s -w"],
             Self::Pie => &["-buildmode=pie"],
+            Self::StaticCgo => &["-ldflags=-linkmode external -extldflags -static"],
         }
+    }
+
+    fn has_c_code(self) -> bool {
+        matches!(self, Self::Cgo | Self::StaticCgo)
     }
 }
 
@@ -212,7 +219,7 @@ impl GoProgram {
             .arg("-o")
             .args([scratch.as_os_str(), self.package.as_ref()])
             .env("GOCACHE", compile::cache_directory()?.join("go/cache"))
-            .env("CGO_ENABLED", if variant == Variant::Cgo { "1" } else { "0" });
+            .env("CGO_ENABLED", if variant.has_c_code() { "1" } else { "0" });
         run(&mut command)?;
         if variant == Variant::Stripped {
             run(Command::new("strip").arg(&scratch))?;

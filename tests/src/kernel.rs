@@ -80,6 +80,20 @@ fn shown(bpftool: &Path, kind: &str) -> Result<BTreeSet<u32>> {
         .collect())
 }
 
+/// How many uprobes and how many return probes a process holds; `None` on a kernel that does not say
+/// (`bpf_perf_link_show_fdinfo` in `kernel/bpf/syscall.c`).
+pub fn probes_held_by(pid: u32) -> Result<Option<(usize, usize)>> {
+    let directory = PathBuf::from(format!("/proc/{pid}/fdinfo"));
+    let mut kinds = Vec::new();
+    for entry in fs::read_dir(&directory).with_context(|| format!("reading {}", directory.display()))? {
+        let text = fs::read_to_string(entry?.path()).unwrap_or_default();
+        let kind = text.lines().find_map(|line| line.strip_prefix("event_type:"));
+        kinds.extend(kind.map(|kind| kind.trim().to_owned()));
+    }
+    let of = |kind: &str| kinds.iter().filter(|held| *held == kind).count();
+    Ok((!kinds.is_empty()).then(|| (of("uprobe"), of("uretprobe"))))
+}
+
 /// The bytes of `pid`'s code that differ from the files it was mapped from: where breakpoints are. x86-64 code has no
 /// relocations, so without probes there is no difference.
 pub fn patched_addresses(pid: u32) -> Result<Vec<u64>> {

@@ -15,9 +15,10 @@ use memtrace_tests::{
     go_build::{GoProgram, Toolchain, VERSIONS, Variant},
     go_profile::{GoHeap, Goroutines, Site, WaitKey, read_threads},
     go_text::{HeapText, goroutines, waits},
+    kernel,
     profile::{Heap, Values},
     serial, skip,
-    tracer::Memtrace,
+    tracer::{Memtrace, Outcome},
 };
 
 const PROGRAM: &str = "go_books";
@@ -222,8 +223,9 @@ fn texts_agree_with_the_programs_own_profiles() -> Result<()> {
 
 // ---------------------------------------------------------------------------------------------- the newest and the oldest
 
-/// Runs a test with a program that each of the two built; fewer where a version cannot be had.
-fn with_newest_and_oldest(
+/// Runs a test with a program that a version of Go built, if it can be had.
+fn with_version(
+    version: &str,
     variant: Variant,
     arguments: &[&str],
     test: impl Fn(&mut Driven) -> Result<()>,
@@ -232,13 +234,21 @@ fn with_newest_and_oldest(
         return Ok(());
     }
     let _turn = serial::turn()?;
+    let Some(toolchain) = Toolchain::of(version)? else {
+        return Ok(());
+    };
+    let mut target = start(&toolchain, variant, arguments)?;
+    test(&mut target).with_context(|| toolchain.to_string())?;
+    target.exit()
+}
+
+fn with_newest_and_oldest(
+    variant: Variant,
+    arguments: &[&str],
+    test: impl Fn(&mut Driven) -> Result<()>,
+) -> Result<()> {
     for version in ["1.19", "1.27"] {
-        let Some(toolchain) = Toolchain::of(version)? else {
-            continue;
-        };
-        let mut target = start(&toolchain, variant, arguments)?;
-        test(&mut target).with_context(|| toolchain.to_string())?;
-        target.exit()?;
+        with_version(version, variant, arguments, &test)?;
     }
     Ok(())
 }
@@ -310,6 +320,71 @@ fn c_code_has_a_profile_of_its_own() -> Result<()> {
     })
 }
 
+/// How many return probes memtrace holds, if the kernel says, and what it finds when C code allocates while the collector is at
+/// work.
+fn return_probes(target: &mut Driven) -> Result<(Option<usize>, Outcome)> {
+    let memtrace = Memtrace::attach(target.pid(), &["--profiles", "heap"])?;
+    let held = kernel::probes_held_by(memtrace.pid())?;
+    if let Some((probes, _)) = held {
+        ensure!(probes > 0, "C's allocator is not probed");
+    }
+    begin_stress(target, ALONE)?;
+    end_stress(target)?;
+    target.tell("native")?;
+    target.expect("end ")?;
+    Ok((held.map(|(_, returns)| returns), memtrace.interrupt()?))
+}
+
+/// Insists that the blocks that C code holds are known, and that those of the stress were seen.
+fn check_native(outcome: &Outcome) -> Result<()> {
+    let native = outcome.profile("heap-native.pb.gz", Heap::read)?;
+    let mut held = Values::default();
+    for stack in native.through("native_hold") {
+        held.add(&stack.values);
+    }
+    ensure!(
+        (held.inuse_objects, held.inuse_bytes) == (100, 100 * 4096),
+        "C code holds {held:?}"
+    );
+    let all = native.total();
+    ensure!(all.alloc_objects > 300, "C code allocated {all:?} only");
+    Ok(())
+}
+
+#[test]
+fn a_go_file_has_no_return_probe() -> Result<()> {
+    with_newest_and_oldest(Variant::StaticCgo, &[], |target| {
+        let (returns, outcome) = return_probes(target)?;
+        ensure!(
+            returns.unwrap_or(0) == 0,
+            "{returns:?} return probes in a file with Go code"
+        );
+        check_native(&outcome)?;
+        // calloc jumps through a table, so where it returns cannot be told.
+        let why = "in a file with Go code";
+        let report = outcome.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+        ensure!(
+            report.contains("malloc family") && (report.contains(why) || !report.contains("calloc")),
+            "{}",
+            outcome.stdout
+        );
+        Ok(())
+    })
+}
+
+/// libc is a file of its own, and its code runs on the stacks of threads.
+#[test]
+fn libc_of_a_go_program_has_return_probes() -> Result<()> {
+    with_version("1.27", Variant::Cgo, &[], |target| {
+        let (returns, outcome) = return_probes(target)?;
+        ensure!(
+            returns.is_none_or(|returns| returns > 0),
+            "no return probe in libc: the other test would prove nothing"
+        );
+        check_native(&outcome)
+    })
+}
+
 /// What memtrace says of the threads, and how many there are, when none came or went meanwhile.
 fn threads_at_rest(target: &Driven) -> Result<(BTreeMap<String, i64>, usize)> {
     const ATTEMPTS: usize = 10;
@@ -349,8 +424,14 @@ fn threads_are_counted_by_what_holds_them() -> Result<()> {
 
 // ---------------------------------------------------------------------------------------------- under stress
 
-/// How long the program collects garbage and memtrace reads, in each view of the heap.
-const STRESS: Duration = Duration::from_secs(10);
+/// With which versions, and for how long the program collects garbage and memtrace reads, in each of two views of the heap:
+/// a minute with the newest.
+const STRESS: [(&str, Duration); 2] = [
+    ("1.27", Duration::from_secs(30)),
+    ("1.19", Duration::from_secs(8)),
+];
+/// How long the program does the same without memtrace, and with it for other purposes.
+const ALONE: Duration = Duration::from_secs(2);
 /// The functions that allocate blocks of one size each (bytes).
 const STRESS_SITES: [(&str, i64); 4] = [
     ("main.stress256", 256),
@@ -382,11 +463,34 @@ fn check_snapshot(heap: &GoHeap, before: Option<&GoHeap>) -> Result<()> {
     Ok(())
 }
 
-/// Takes one snapshot after the other while the program allocates and collects; returns how many.
-fn read_under_stress(target: &mut Driven, view: &str) -> Result<u32> {
+fn begin_stress(target: &mut Driven, length: Duration) -> Result<Instant> {
+    target.tell(&format!("stress {}", length.as_millis()))?;
+    Ok(Instant::now() + length)
+}
+
+/// Insists that the program, which has checked its blocks and the answers to its requests, found no error; returns the number of
+/// requests.
+fn end_stress(target: &mut Driven) -> Result<u64> {
+    let answer = target.expect("end ")?;
+    let numbers: Vec<u64> = answer
+        .split(' ')
+        .map(str::parse)
+        .collect::<std::result::Result<_, _>>()?;
+    let [damaged, requests, failed] = numbers[..] else {
+        bail!("not three numbers: {answer}")
+    };
+    ensure!(
+        damaged == 0 && failed == 0,
+        "{damaged} blocks of the program were damaged, {failed} of {requests} requests failed"
+    );
+    ensure!(requests > 10, "{requests} requests only");
+    Ok(requests)
+}
+
+/// Takes one snapshot after the other while the program allocates, collects and asks its server; returns how many.
+fn read_under_stress(target: &mut Driven, view: &str, length: Duration) -> Result<u32> {
     let memtrace = Memtrace::attach(target.pid(), &["--profiles", "heap,goroutine", "--go-heap", view])?;
-    target.tell(&format!("stress {}", STRESS.as_millis()))?;
-    let end = Instant::now() + STRESS;
+    let end = begin_stress(target, length)?;
     let (mut last, mut number, mut fewer) = (None, 0, 0);
     while Instant::now() < end {
         number += 1;
@@ -401,8 +505,7 @@ fn read_under_stress(target: &mut Driven, view: &str) -> Result<u32> {
         last = Some(heap);
         sleep(Duration::from_millis(20));
     }
-    let errors = target.expect("end ")?;
-    ensure!(errors == "0", "{errors} blocks of the program were damaged");
+    let requests = end_stress(target)?;
     memtrace.interrupt()?.check_code()?;
     ensure!(
         fewer * 10 <= number,
@@ -412,16 +515,23 @@ fn read_under_stress(target: &mut Driven, view: &str) -> Result<u32> {
     for (function, _) in STRESS_SITES {
         ensure!(last.through(function).alloc_objects > 0, "{function} is missing");
     }
+    println!("{view}: {number} snapshots, {fewer} of them with fewer goroutines; {requests} requests");
     Ok(number)
 }
 
 #[test]
 fn nothing_torn_is_shown_under_stress() -> Result<()> {
-    with_newest_and_oldest(Variant::Default, &[], |target| {
-        for view in ["published", "now"] {
-            let snapshots = read_under_stress(target, view).with_context(|| view.to_owned())?;
-            ensure!(snapshots > 5, "{snapshots} snapshots only");
-        }
-        Ok(())
-    })
+    for (version, length) in STRESS {
+        with_version(version, Variant::Default, &[], |target| {
+            // The same errors with memtrace as without: none.
+            begin_stress(target, ALONE)?;
+            end_stress(target).context("without memtrace")?;
+            for view in ["published", "now"] {
+                let snapshots = read_under_stress(target, view, length).with_context(|| view.to_owned())?;
+                ensure!(snapshots > 5, "{snapshots} snapshots only");
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
 }

@@ -142,9 +142,9 @@ pub enum Mode {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
+    use clap::{CommandFactory as _, Parser as _};
 
-    use super::{Arguments, CommandFactory as _};
+    use super::Arguments;
 
     #[test]
     fn one_target() {

@@ -2,8 +2,8 @@
 //
 // It answers lines on its stdin: `books` collects garbage twice and prints both, and then each goroutine (debug=2); `profiles DIRECTORY` writes
 // the same as profiles; `more` allocates blocks that no
-// collection has seen; `native` allocates in C, when it is built with cgo; `stress MS` allocates and collects for so long,
-// in many goroutines; `exit` ends it. With the argument `default` it keeps the default rate of the heap profile.
+// collection has seen; `native` allocates in C, when it is built with cgo; `stress MS` allocates, collects and asks its own
+// server for so long, in many goroutines; `exit` ends it. With the argument `default` it keeps the default rate of the heap profile.
 package main
 
 import (
@@ -80,7 +80,8 @@ func serve() {
 			fmt.Println("end", allocateNative())
 		case "stress":
 			milliseconds, _ := strconv.Atoi(words[1])
-			fmt.Println("end", stress(milliseconds))
+			errors, requests, failed := stress(milliseconds)
+			fmt.Println("end", errors, requests, failed)
 		case "exit":
 			return
 		}

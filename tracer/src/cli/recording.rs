@@ -244,7 +244,6 @@ mod tests {
         assert!(
             parse(&[]).wants(ProfileKind::Goroutine) && !parse(&["--growth"]).wants(ProfileKind::Goroutine)
         );
-        assert!(Options::try_parse_from(both).is_err());
         assert!(Options::try_parse_from(["memtrace", "--profiles", "heaps"]).is_err());
     }
 }

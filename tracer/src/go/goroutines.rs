@@ -9,6 +9,7 @@ use super::{
     stack::{Registers, Stack, Unwinder, Window},
     threads::read_machines,
 };
+use crate::symbol::WordHashing;
 
 /// The most goroutines read.
 const MAX_GOROUTINES: u64 = 10_000_000;
@@ -96,7 +97,7 @@ pub struct GoroutineGroup {
 
 /// Groups goroutines with the same status, wait reason, stack, function and origin; the largest group first.
 pub fn group(goroutines: &[Goroutine]) -> Vec<GoroutineGroup> {
-    let mut groups = HashMap::<_, GoroutineGroup>::new();
+    let mut groups = HashMap::<_, GoroutineGroup, WordHashing>::default();
     for goroutine in goroutines {
         let key = (
             goroutine.status,
@@ -272,7 +273,7 @@ impl Reader<'_> {
         let addresses: Vec<u64> = live.iter().map(|&(address, _)| address).collect();
         let again = self.read_heads(&addresses);
         for (((address, g), bytes), again) in live.into_iter().zip(stacks).zip(again) {
-            let stack = self.walk(&g, &bytes);
+            let stack = self.walk(&g, bytes);
             if again == Some(g) && !stack.is_torn {
                 self.add(&g, stack);
             } else {
@@ -318,7 +319,7 @@ impl Reader<'_> {
         !has_code || (is_entry(g.startpc) && (g.gopc == 0 || self.unwinder.place(g.gopc).entry.is_some()))
     }
 
-    fn walk(&mut self, g: &G, bytes: &[u8]) -> Stack {
+    fn walk(&mut self, g: &G, bytes: Vec<u8>) -> Stack {
         match g.registers() {
             Some(registers) => {
                 let mut window = Window::new(self.memory, registers.sp, bytes, g.stack_hi);

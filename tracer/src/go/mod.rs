@@ -5,6 +5,7 @@
 //! change while it is read: whatever can be checked is (hashes, self references, ids before and after), and what does not
 //! pass is counted, never shown. Layouts are those of Go 1.19 and 1.21 to 1.27 on amd64; any other is refused.
 
+mod binaries;
 mod binary;
 mod build_info;
 mod code;
@@ -27,6 +28,7 @@ mod wait_reasons;
 
 use std::sync::Arc;
 
+pub use binaries::GoBinaries;
 pub use binary::GoBinary;
 pub use dials::DialFunctions;
 pub use goroutines::{GoroutineGroup, group, read_goroutines};

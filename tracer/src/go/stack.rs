@@ -1,8 +1,7 @@
 //! Walking a goroutine's stack.
 
-use std::collections::HashMap;
-
 use super::Memory;
+use crate::symbol::FrameMap;
 
 /// The most frames of a stack, more than `runtime/pprof` shows (`debug.profstackdepth`).
 const MAX_FRAMES: usize = 256;
@@ -62,11 +61,11 @@ pub(super) struct Window<'m> {
 
 impl<'m> Window<'m> {
     /// A window that begins with what has been read from this address.
-    pub(super) fn new(memory: &'m dyn Memory, begin: u64, bytes: &[u8], end: u64) -> Self {
+    pub(super) fn new(memory: &'m dyn Memory, begin: u64, bytes: Vec<u8>, end: u64) -> Self {
         Self {
             memory,
             begin,
-            bytes: bytes.to_vec(),
+            bytes,
             end,
         }
     }
@@ -95,7 +94,7 @@ impl<'m> Window<'m> {
 /// Walks stacks and remembers what it looked up: thousands of goroutines wait at the same few places.
 pub(super) struct Unwinder<'s> {
     sizes: &'s dyn FrameSizes,
-    places: HashMap<u64, Place>,
+    places: FrameMap<Place>,
 }
 
 /// What is known of an instruction.
@@ -111,7 +110,7 @@ impl<'s> Unwinder<'s> {
     pub(super) fn new(sizes: &'s dyn FrameSizes) -> Self {
         Self {
             sizes,
-            places: HashMap::new(),
+            places: FrameMap::default(),
         }
     }
 

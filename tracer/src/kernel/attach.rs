@@ -11,7 +11,7 @@ use std::{
 use aya::{
     Ebpf,
     programs::{
-        UProbe,
+        ProbeKind, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
 };
@@ -21,20 +21,41 @@ use super::{
     perf::{self, Watched},
     tracefs::Tracefs,
 };
+use crate::probe::ReturnPoint;
 
 /// A program at a place in a file.
 #[derive(Clone, Copy, Debug)]
 pub struct Point<'a> {
-    /// The program.
-    pub program: &'static str,
+    program: &'static str,
     /// Whether it runs at the return from the function at this place.
-    pub is_return: bool,
-    /// The file.
-    pub file: &'a File,
+    is_return: bool,
+    file: &'a File,
     /// Where in the file (bytes).
-    pub offset: u64,
+    offset: u64,
     /// What the program is told.
-    pub cookie: u64,
+    cookie: u64,
+}
+
+impl<'a> Point<'a> {
+    /// At the instruction at an offset (bytes) in a file; the program is told the cookie.
+    pub fn at(program: &'static str, file: &'a File, offset: u64, cookie: u64) -> Self {
+        Self {
+            program,
+            is_return: false,
+            file,
+            offset,
+            cookie,
+        }
+    }
+
+    /// At the return from a function. There is no other way to a return probe, and none to such a place in a file with Go
+    /// code, see [`ReturnPoint`].
+    pub fn at_return(program: &'static str, file: &'a File, place: &ReturnPoint) -> Self {
+        Self {
+            is_return: true,
+            ..Self::at(program, file, place.point().file_offset, 0)
+        }
+    }
 }
 
 /// Threads of one process.
@@ -206,7 +227,12 @@ impl Following {
         places: &[Point<'_>],
         first: NonZeroU32,
     ) -> Result<Event, KernelError> {
-        let Point { program, cookie, .. } = places[0];
+        let Point {
+            program,
+            is_return,
+            cookie,
+            ..
+        } = places[0];
         let refused = |what| {
             move |source| KernelError::Event {
                 what,
@@ -222,7 +248,8 @@ impl Following {
         }
         let number = self.tracefs.event(&name).map_err(refused("find"))?;
         let carrier = perf::open(number, Watched::Thread(first.get())).map_err(refused("open"))?;
-        let link = perf::link(loaded(ebpf, program)?, &carrier, cookie).map_err(refused("use"))?;
+        let fd = loaded(ebpf, program, is_return)?;
+        let link = perf::link(fd, &carrier, cookie).map_err(refused("use"))?;
         Ok(Event {
             name,
             number,
@@ -279,7 +306,7 @@ impl Drop for Following {
 
 fn attach_one(ebpf: &mut Ebpf, point: &Point<'_>, thread: NonZeroU32) -> Result<(), KernelError> {
     let name = point.program;
-    loaded(ebpf, name)?;
+    loaded(ebpf, name, point.is_return)?;
     let refused = |source| KernelError::Program {
         name,
         place: format!(" at file offset {:#x}", point.offset),
@@ -301,8 +328,12 @@ fn open_for(number: u64, thread: u32, firmly: bool) -> io::Result<OwnedFd> {
     perf::open(number, Watched::Descendants { thread, firmly })
 }
 
-/// A program's descriptor; it is loaded if it was not so far.
-fn loaded<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, KernelError> {
+/// The descriptor of a program that was built to run at returns, or not to; it is loaded if it was not so far.
+fn loaded<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+    at_returns: bool,
+) -> Result<BorrowedFd<'a>, KernelError> {
     let refused = |source| KernelError::Program {
         name,
         place: String::new(),
@@ -310,6 +341,10 @@ fn loaded<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, 
     };
     let program = ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
     let program: &mut UProbe = program.try_into().map_err(refused)?;
+    // aya goes by the program when it makes a probe, and not by the place.
+    if matches!(program.kind(), ProbeKind::Return) != at_returns {
+        return Err(KernelError::Missing(name));
+    }
     if program.fd().is_err() {
         program.load().map_err(refused)?;
     }

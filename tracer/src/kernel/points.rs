@@ -16,22 +16,17 @@ pub(super) fn points<'a>(site: &Site, file: &'a File, floor: bool) -> Vec<Point<
         true => ("floor", "floor_return"),
         false => ("leave_at_exit", "leave"),
     };
-    let exits = site.exits.iter().map(|place| Point {
-        cookie: exit::cookie(place.slot, place.register, place.condition, place.returns),
-        ..point(at_exit, file, place.point.file_offset)
+    let exits = site.exits.iter().map(|place| {
+        let cookie = exit::cookie(place.slot, place.register, place.condition, place.returns);
+        Point::at(at_exit, file, place.point.file_offset, cookie)
     });
     let (entry, cookie) = match floor {
         true => ("floor", 0),
         false => entry_program(site),
     };
-    let entry = Point {
-        cookie,
-        ..point(entry, file, site.entry.file_offset)
-    };
-    let returns = site.returns.as_ref().map(|place| Point {
-        is_return: true,
-        ..point(leave, file, place.file_offset)
-    });
+    let entry = Point::at(entry, file, site.entry.file_offset, cookie);
+    let returns = site.returns.as_ref();
+    let returns = returns.map(|place| Point::at_return(leave, file, place));
     exits.chain(iter::once(entry)).chain(returns).collect()
 }
 
@@ -42,13 +37,9 @@ fn inner_points<'a>(site: &Site, file: &'a File, floor: bool) -> Vec<Point<'a>> 
     roles
         .into_iter()
         .flat_map(of)
-        .map(|inner| Point {
-            cookie: u64::from(inner.slot),
-            ..point(
-                if floor { "floor" } else { inner_program(inner.role) },
-                file,
-                inner.point.file_offset,
-            )
+        .map(|inner| {
+            let program = if floor { "floor" } else { inner_program(inner.role) };
+            Point::at(program, file, inner.point.file_offset, u64::from(inner.slot))
         })
         .collect()
 }
@@ -59,21 +50,7 @@ pub(super) fn dial_points<'a>(sites: &DialSites, file: &'a File) -> [Point<'a>; 
         ("connection_dialed", &sites.dialed),
         ("connection_wanted", &sites.wanted),
     ];
-    places.map(|(program, place)| Point {
-        cookie: sites.fields,
-        ..point(program, file, place.file_offset)
-    })
-}
-
-/// A program that is told nothing, at a place in a file.
-pub(super) fn point<'a>(program: &'static str, file: &'a File, offset: u64) -> Point<'a> {
-    Point {
-        program,
-        is_return: false,
-        file,
-        offset,
-        cookie: 0,
-    }
+    places.map(|(program, place)| Point::at(program, file, place.file_offset, sites.fields))
 }
 
 /// The program for a function's entry, and its cookie.

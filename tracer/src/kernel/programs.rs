@@ -28,13 +28,13 @@ use memtrace_ebpf::{
 use super::{
     KernelError,
     array::MappedArray,
-    attach::{Attacher, Batch, Threads},
+    attach::{Attacher, Batch, Point, Threads},
     books::Books,
     descriptors::Descriptors,
     map_events::MapEvents,
     offsets,
     perf::{self, Watched},
-    points::{dial_points, point, points},
+    points::{dial_points, points},
     sampling::SizeClasses,
     spaces::Spaces,
     tables::{TableRoom, Tables},
@@ -450,7 +450,7 @@ impl Programs {
         // The floor is that of the allocator's probes.
         let dials = dials.iter().filter(|_| !floor);
         points.extend(dials.flat_map(|(sites, file)| dial_points(sites, file)));
-        points.extend(linker.map(|(offset, file)| point("linker_changed", file, *offset)));
+        points.extend(linker.map(|(offset, file)| Point::at("linker_changed", file, *offset, 0)));
         self.attacher.attach(&mut self.ebpf, &points, threads)
     }
 

@@ -12,7 +12,7 @@ use crate::{
         stacks::{innermost_frames, missing_frames, missing_of},
         subject::Subject,
     },
-    snapshot::{ConnectionLoops, GoroutineGroup, Growth, Holder, RUNNING, Site, ThreadGroup},
+    snapshot::{ConnectionLoops, GoroutineGroup, Growth, Holder, Site, ThreadGroup},
     symbol::{FrameMap, Line, Symbols},
 };
 
@@ -51,10 +51,9 @@ impl<'e> Entry<'e> {
 
     /// Goroutines.
     pub(super) fn of_goroutines(group: &'e GoroutineGroup) -> Self {
-        let running = (group.wait == RUNNING).then(|| format!("[{RUNNING}]"));
         Self {
             frames: &group.frames,
-            inner: running.into_iter().collect(),
+            inner: group.innermost_frame().into_iter().collect(),
             missing: None,
             inherited: false,
             books: Books::of_count(group.wait, group.count, group.recent_change),
@@ -63,10 +62,9 @@ impl<'e> Entry<'e> {
 
     /// Threads of a Go runtime.
     pub(super) fn of_threads(group: &'e ThreadGroup) -> Self {
-        let hold = group.frames.is_empty().then(|| format!("[{}]", group.hold));
         Self {
             frames: &group.frames,
-            inner: hold.into_iter().collect(),
+            inner: group.innermost_frame().into_iter().collect(),
             missing: None,
             inherited: false,
             books: Books::of_count(group.hold, group.count, group.recent_change),

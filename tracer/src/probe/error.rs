@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::returns::NoReturnProbe;
+
 /// Why no plan could be made for an image.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -43,14 +45,16 @@ pub(super) enum Refusal {
     Modified { offset: usize, file: u8, live: u8 },
     #[error("something jumps into the middle of its first instruction")]
     EntryOverlaps,
-    #[error("it may throw, and its code does not show where it returns")]
+    #[error("its code does not show where it returns")]
     NoExit,
-    #[error("it may throw, and returns at too many places to probe each")]
+    #[error("it returns at too many places to probe each")]
     ManyExits,
-    #[error("it may throw, and where it returns cannot be told: the jump at {0:#x} may go anywhere")]
+    #[error("where it returns cannot be told: the jump at {0:#x} may go anywhere")]
     UnknownJump(u64),
     #[error("it does not begin as Go functions do")]
     NoStackCheck,
+    #[error("{0}, and {1}")]
+    NoReturnProbe(NoReturnProbe, #[source] Box<Refusal>),
     #[error("no instruction at its beginning can carry a probe: `{instruction}` {why}")]
     NoLegalInstruction { instruction: String, why: &'static str },
 }

@@ -1,9 +1,9 @@
-//! Where functions return that may throw.
+//! Where functions return that can have no return probe.
 //!
 //! A return probe replaces the return address on the stack. An exception that passes the function, as `operator new`
 //! throws one when there is no memory, would find no unwind information for what is there instead, and end the process
-//! (`std::terminate`). So these functions get probes where they return: at every `ret` of their own, and of the
-//! functions that they jump to in the end.
+//! (`std::terminate`); and a file with Go code gets none at all ([`super::returns`]). So these functions get probes where
+//! they return: at every `ret` of their own, and of the functions that they jump to in the end.
 //!
 //! A `ret` is single-stepped. Where each way to it leads over an instruction that the kernel emulates, from which on
 //! nothing but straight code follows and the result is in some register, the probes go there ([`super::hoist`]).
@@ -11,6 +11,7 @@
 //! A jump through a pointer in tail position is not followed: that is how allocators reach the handlers of a failure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 
 use iced_x86::{FlowControl, Instruction};
 use object::ReadRef;
@@ -21,6 +22,7 @@ use super::hoist::{self, Edge, Flow};
 use super::image::Image;
 use super::kernel_rules::{Handling, handling};
 use super::reentry::{CodeRanges as _, may_be_jump_table};
+use super::returns::NoReturnProbe;
 use super::verify::{CodeReader, verify};
 use super::{ExitPoint, ProbePoint, Site};
 
@@ -32,7 +34,7 @@ const MAX_EXITS: usize = 64;
 /// The names of imported functions, by the slot that stubs of the PLT jump through.
 pub(super) type Imports = HashMap<u64, String>;
 
-/// Plans where the functions of an image return that may throw.
+/// Plans where functions of an image return.
 pub(super) struct Exits<'i, 'd, R: ReadRef<'d>> {
     image: &'i Image<'d, R>,
     imports: &'i Imports,
@@ -51,14 +53,14 @@ impl<'i, 'd, R: ReadRef<'d>> Exits<'i, 'd, R> {
         }
     }
 
-    /// Replaces the return probe of a site.
-    pub fn plan(&mut self, site: &mut Site) -> Result<(), Refusal> {
-        let function = self.image.code(site.range.clone())?;
-        let search = self.search(function)?;
-        let points = self.points(&search)?;
+    /// Has a site probed where its function returns instead of by a return probe, which it must not have for this reason.
+    pub fn plan(&mut self, site: &mut Site, why: NoReturnProbe) -> Result<(), Refusal> {
+        let points = self
+            .find(site.range.clone())
+            .map_err(|refusal| Refusal::NoReturnProbe(why, Box::new(refusal)))?;
         let stepped = points.iter().filter(|exit| !exit.point.emulated).count();
         site.why.push_str(&format!(
-            "; may throw, so it is probed where it returns: at {} places, {stepped} of them single-stepped",
+            "; {why}, so it is probed where it returns: at {} places, {stepped} of them single-stepped",
             points.len(),
         ));
         site.returns = None;
@@ -67,6 +69,12 @@ impl<'i, 'd, R: ReadRef<'d>> Exits<'i, 'd, R> {
             .filter(|exit| self.planned.insert((exit.point.vaddr, exit.condition)))
             .collect();
         Ok(())
+    }
+
+    /// Everywhere from where a function returns.
+    fn find(&self, function: Range<u64>) -> Result<Vec<ExitPoint>, Refusal> {
+        let search = self.search(self.image.code(function)?)?;
+        self.points(&search)
     }
 
     /// Follows every path of a call of the function.

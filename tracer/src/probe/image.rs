@@ -25,6 +25,9 @@ const ENDIAN: LittleEndian = LittleEndian;
 /// The longest function that is decoded and verified, in bytes.
 const MAX_FUNCTION: u64 = 1 << 20;
 
+/// Sections that only Go's linker makes; which version built the file, its functions, and the note with its build id.
+const GO_SECTIONS: [&[u8]; 3] = [b".go.buildinfo", b".gopclntab", b".note.go.buildid"];
+
 /// One function by one address, under one or several names.
 #[derive(Clone, Debug)]
 pub(super) struct Definition {
@@ -94,6 +97,16 @@ impl<'d, R: ReadRef<'d>> Image<'d, R> {
         let mut headers = self.file.elf_program_headers().iter();
         let has_loader = headers.any(|header| header.p_type(ENDIAN) == PT_INTERP);
         !has_loader && self.defined_symbols().next().is_none()
+    }
+
+    /// Whether some of its code is Go's: it has a section that only Go's linker makes (`cmd/link/internal/ld/data.go`; the names have a prefix
+    /// in position-independent files). In a file without sections no function is found, so nothing is probed.
+    pub fn has_go_code(&self) -> bool {
+        let mut sections = self.file.sections();
+        sections.any(|section| {
+            let name = section.name_bytes().unwrap_or_default();
+            GO_SECTIONS.iter().any(|of_go| name.ends_with(of_go))
+        })
     }
 
     /// Whether the image is marked as fit for a user shadow stack (`.note.gnu.property`).

@@ -31,6 +31,7 @@ mod names;
 mod own_code;
 mod prefix;
 mod reentry;
+mod returns;
 mod verify;
 
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use function::{ArgumentRegister, Arguments, Shape};
 pub use go_entry::{DialSites, after_stack_check};
 pub use inner::InnerRole;
 pub use names::Family;
+pub use returns::ReturnPoint;
 pub use verify::CodeReader;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,6 +55,7 @@ use iced_x86::Register;
 use image::{Definition, Image};
 use object::ReadRef;
 use reentry::Reentry;
+use returns::{FixedStacks, NoReturnProbe};
 
 /// An instruction that carries a probe.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -89,10 +92,10 @@ pub struct Site {
     /// `rdx` 2, … `r15` 15); `None` if they are where [`Shape::arguments`] says.
     pub moved: Option<Arguments<u8>>,
     /// Where the return probe is registered: the stack pointer points at the return address. The same
-    /// instruction as `entry`, so that one trap serves both; `None` for functions
-    /// that free.
-    pub returns: Option<ProbePoint>,
-    /// Where the function returns, if an exception may pass it: these replace `returns`, see `exits`. What several
+    /// instruction as `entry`, so that one trap serves both; `None` for functions that free or may throw, and for all
+    /// of a file with Go code.
+    pub returns: Option<ReturnPoint>,
+    /// Where the function returns, if it can have no return probe: these replace `returns`, see `exits`. What several
     /// functions share is listed at one of them.
     pub exits: Vec<ExitPoint>,
     /// Sites inside the function that replace both `entry` and `returns`; empty unless the build is known.
@@ -111,6 +114,11 @@ impl Site {
     /// Whether the function's return is seen by probes at `exits`, of this site and others, and not by a return probe.
     pub fn is_probed_at_exits(&self) -> bool {
         !self.shape.is_free() && self.returns.is_none()
+    }
+
+    /// Whether nothing but its return tells which block there is.
+    fn needs_its_return(&self) -> bool {
+        !self.shape.is_free() && self.inner.is_empty()
     }
 
     /// Where the function begins (virtual address as the ELF file counts).
@@ -222,9 +230,10 @@ pub fn plan_with_prefixes<'d, R: ReadRef<'d>>(
         refused.add([name.as_str()], refusal);
     }
     plan.allocator_code = own_code::of_allocator(&image, &definitions);
+    let stacks = FixedStacks::of(&image);
     let mut sites = Vec::new();
     for definition in definitions.found.values() {
-        match plan_site(&image, definition, live) {
+        match plan_site(&image, definition, live, stacks) {
             Ok(site) => sites.push(site),
             Err(refusal) => {
                 plan.is_unreadable |= matches!(refusal, Refusal::Unreadable(_));
@@ -234,7 +243,12 @@ pub fn plan_with_prefixes<'d, R: ReadRef<'d>>(
     }
     if !sites.is_empty() {
         let throws = |site: &Site| definitions.found.get(&site.range.start).is_some_and(|d| d.throws);
-        plan.sites = without_needless(&image, sites, live, throws, &mut refused);
+        let no_return = |site: &Site| match stacks {
+            _ if throws(site) => Some(NoReturnProbe::Throws),
+            None if site.needs_its_return() => Some(NoReturnProbe::GoFile),
+            _ => None,
+        };
+        plan.sites = without_needless(&image, sites, live, no_return, &mut refused);
     }
     plan.notes.extend(refused.into_notes());
     if plan.probes("mi_heap_malloc") && image.address_of("mi_heap_destroy").is_some() {
@@ -245,13 +259,13 @@ pub fn plan_with_prefixes<'d, R: ReadRef<'d>>(
     Ok(plan)
 }
 
-/// The sites that are to be probed: without those that leave their work to others, and with exits where exceptions
-/// may pass.
+/// The sites that are to be probed: without those that leave their work to others, and with exits where there must be
+/// no return probe.
 fn without_needless<'d, R: ReadRef<'d>>(
     image: &Image<'d, R>,
     sites: Vec<Site>,
     live: &dyn CodeReader,
-    throws: impl Fn(&Site) -> bool,
+    no_return: impl Fn(&Site) -> Option<NoReturnProbe>,
     refused: &mut Refused,
 ) -> Vec<Site> {
     let imports = image.imports();
@@ -259,10 +273,9 @@ fn without_needless<'d, R: ReadRef<'d>>(
     let mut exits = Exits::new(image, &imports, live);
     let mut planned = Vec::new();
     for mut site in sites {
-        let result = if throws(&site) {
-            exits.plan(&mut site)
-        } else {
-            Ok(())
+        let result = match no_return(&site) {
+            Some(why) => exits.plan(&mut site, why),
+            None => Ok(()),
         };
         match result {
             Ok(()) => planned.push(site),
@@ -303,6 +316,7 @@ fn plan_site<'d, R: ReadRef<'d>>(
     image: &Image<'d, R>,
     definition: &Definition,
     live: &dyn CodeReader,
+    stacks: Option<FixedStacks>,
 ) -> Result<Site, Refusal> {
     let shape = definition.shape;
     let bounds = image.bounds(definition.address, definition.size)?;
@@ -342,7 +356,9 @@ fn plan_site<'d, R: ReadRef<'d>>(
         why =
             format!("{symbol}{names}: a known build, the block is at hand inside and needs no return probe");
     }
-    let returns = (!shape.is_free()).then(|| entry.clone());
+    let returns = stacks
+        .filter(|_| !shape.is_free())
+        .map(|stacks| ReturnPoint::new(entry.clone(), stacks));
     Ok(Site {
         shape,
         symbol,

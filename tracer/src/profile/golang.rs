@@ -9,7 +9,7 @@ use super::{
     subject::Subject,
 };
 use crate::{
-    snapshot::{GoState, GoroutineGroup, RUNNING, Snapshot, ThreadGroup},
+    snapshot::{GoState, GoroutineGroup, Snapshot, ThreadGroup},
     symbol::Symbolizer,
 };
 
@@ -80,8 +80,8 @@ pub fn goroutines(
     let mut builder = begin(&GOROUTINES, snapshot, comments);
     let mut stacks = Stacks::new(&symbols);
     for group in groups() {
-        let running = (group.wait == RUNNING).then(|| format!("[{RUNNING}]"));
-        let stack = stacks.with_ends(running.as_slice(), &group.frames, None, &mut builder);
+        let inner = group.innermost_frame();
+        let stack = stacks.with_ends(inner.as_slice(), &group.frames, None, &mut builder);
         let mut labels = vec![(WAIT, group.wait)];
         if !group.created_by.is_empty() {
             labels.push((CREATED_BY, &group.created_by));
@@ -103,9 +103,8 @@ pub fn threads(
     let mut builder = begin(&THREADS, snapshot, comments::go(snapshot, go, Subject::Threads));
     let mut stacks = Stacks::new(&symbols);
     for group in groups {
-        let hold = [format!("[{}]", group.hold)];
-        let inner = if group.frames.is_empty() { &hold[..] } else { &[] };
-        let stack = stacks.with_ends(inner, &group.frames, None, &mut builder);
+        let inner = group.innermost_frame();
+        let stack = stacks.with_ends(inner.as_slice(), &group.frames, None, &mut builder);
         builder.add_sample(stack, &[(HOLD, group.hold)], &[group.count]);
     }
     builder.finish()

@@ -16,7 +16,7 @@ use procfs::{FromRead as _, SharedMemorySegments, Shm};
 use super::{
     Tracer,
     fds::now,
-    mapped::{HeapState, HoldingsInput, MapStack, MappedBooks, Survey},
+    mapped::{HeapState, HoldingsInput, MapStack, MappedBooks, Survey, mark_go_heap},
     space::Space,
 };
 use crate::{
@@ -124,7 +124,10 @@ impl Tracer {
         }
         let process = space.process.clone().filter(|process| !process.has_ended());
         self.mapped.entry(space.id).or_default().begin_reading(now());
-        let vmas = process.as_ref().and_then(|process| process.vmas().ok());
+        let mut vmas = process.as_ref().and_then(|process| process.vmas().ok());
+        if let (Some(vmas), Some(address)) = (&mut vmas, self.runtimes.heap_address(space.id)) {
+            mark_go_heap(vmas, address);
+        }
         let resident = process.as_ref().and_then(|process| process.resident().ok());
         self.read_map_events();
         let mut books = self.mapped.remove(&space.id).unwrap_or_default();

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::mpsc,
     thread::JoinHandle,
 };
@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     cli::Arguments,
+    go::GoBinaries,
     kernel::FIRST_SPACE,
     output::{
         Amount, OutputDir, OutputError, ProcessRow, ReportOptions, StatusLine, fd_details_json,
@@ -45,8 +46,8 @@ pub struct Results {
 }
 
 impl Results {
-    /// Begins to wait for what is to be written.
-    pub fn new(arguments: &Arguments, directory: OutputDir, line: StatusLine) -> Self {
+    /// Begins to wait for what is to be written; Go programs that were opened need not be opened again to name code.
+    pub fn new(arguments: &Arguments, directory: OutputDir, go: GoBinaries, line: StatusLine) -> Self {
         let (jobs, received) = mpsc::channel();
         let arguments = arguments.clone();
         let thread = std::thread::spawn(move || {
@@ -54,7 +55,7 @@ impl Results {
                 arguments,
                 directory,
                 line,
-                symbolizer: Symbolizer::new(),
+                symbolizer: Symbolizer::new().sharing(go),
                 directories: HashMap::new(),
                 rows: Vec::new(),
                 largest: None,
@@ -101,9 +102,27 @@ struct Writer {
     /// Of the address spaces beside the first.
     directories: HashMap<u32, OutputDir>,
     rows: Vec<ProcessRow>,
-    /// The one that the report is about, what speaks for it, and its first profile.
-    largest: Option<((bool, u64), Snapshot, Option<PathBuf>)>,
+    /// The one that the report is about.
+    largest: Option<Largest>,
     failure: Option<Error>,
+}
+
+/// The snapshot that the report is about.
+struct Largest {
+    /// What speaks for it: whether it runs on, and how much it holds.
+    weight: (bool, u64),
+    snapshot: Snapshot,
+    /// Its profiles, if they could be written.
+    written: Option<Written>,
+}
+
+/// The profiles of a snapshot that were written.
+#[derive(Clone)]
+struct Written {
+    /// The first of them, or the directory if there is none.
+    path: PathBuf,
+    /// What each is of: the names without their numbers.
+    kinds: Vec<&'static str>,
 }
 
 impl Writer {
@@ -113,7 +132,7 @@ impl Writer {
                 for snapshot in &snapshots {
                     let written = self.write(snapshot, true);
                     self.line.suspend(|| match written {
-                        Ok(path) => say(&format!("snapshot written to {}", path.display())),
+                        Ok(written) => say(&format!("snapshot written to {}", written.path.display())),
                         Err(error) => log::error!("{error}"),
                     });
                 }
@@ -144,37 +163,45 @@ impl Writer {
             name: snapshot.process.name.clone(),
             held,
             end,
-            profile: written.as_ref().ok().cloned(),
+            profile: written.as_ref().ok().map(|written| written.path.clone()),
         });
         // One that runs on is of more interest than one that is gone.
         let weight = (end.is_empty(), held.size());
-        if self.largest.as_ref().is_none_or(|(before, ..)| *before < weight) {
-            self.largest = Some((weight, snapshot, written.as_ref().ok().cloned()));
+        if self.largest.as_ref().is_none_or(|before| before.weight < weight) {
+            self.largest = Some(Largest {
+                weight,
+                snapshot,
+                written: written.as_ref().ok().cloned(),
+            });
         }
         self.keep(written.map_err(Error::from));
     }
 
-    /// Writes the profiles of a snapshot; returns the path of the first.
-    fn write(&mut self, snapshot: &Snapshot, numbered: bool) -> Result<PathBuf, OutputError> {
+    /// Writes the profiles of a snapshot.
+    fn write(&mut self, snapshot: &Snapshot, numbered: bool) -> Result<Written, OutputError> {
         let profiles = self.profiles(snapshot);
         let details = match snapshot.fd_details {
             Some(_) if !numbered => Some(fd_details_json(snapshot, &mut self.symbolizer)),
             _ => None,
         };
         let directory = self.directory_of(snapshot)?;
-        let mut paths = Vec::new();
+        let (mut first, mut kinds) = (None, Vec::new());
         for (kind, profile) in profiles {
-            paths.push(if numbered {
+            let path = if numbered {
                 directory.write_numbered(kind, &profile)?
             } else {
                 directory.write_final(kind, &profile)?
-            });
+            };
+            first.get_or_insert(path);
+            kinds.push(kind);
         }
         if let Some(details) = details {
             directory.write(FD_DETAILS, &details)?;
         }
-        let first = paths.into_iter().next();
-        Ok(first.unwrap_or_else(|| directory.path().to_owned()))
+        Ok(Written {
+            path: first.unwrap_or_else(|| directory.path().to_owned()),
+            kinds,
+        })
     }
 
     fn profiles(&mut self, snapshot: &Snapshot) -> Vec<(&'static str, Profile)> {
@@ -210,33 +237,21 @@ impl Writer {
         }
     }
 
-    /// What the reader can open now.
-    fn where_to_look(&self, path: &Path, snapshot: &Snapshot) -> String {
-        let written = names_of(snapshot);
-        let first = path.display();
-        match (written.as_slice(), path.parent()) {
-            ([_, _, ..], Some(directory)) => {
-                let directory = directory.display();
-                let names = written.join(",");
-                format!("Profiles: {directory}/{{{names}}}.pb.gz\nOpen one: go tool pprof -http=: {first}\n")
-            }
-            _ => format!("Profile: {first}\nOpen it: go tool pprof -http=: {first}\n"),
-        }
-    }
-
     fn report(&mut self) -> Result<(), Error> {
-        let Some((_, largest, first)) = &self.largest else {
+        let Some(largest) = &self.largest else {
             return Ok(());
         };
+        let snapshot = &largest.snapshot;
         let options = ReportOptions::for_stdout(self.arguments.top);
         let mut text = Vec::new();
         let mut written = Ok(());
         if self.rows.len() > 1 {
             written = write_processes(&mut text, &self.rows, &options);
         }
-        let written = written.and_then(|()| write_report(&mut text, largest, &mut self.symbolizer, &options));
-        if let Some(path) = first {
-            text.extend(self.where_to_look(path, largest).bytes());
+        let written =
+            written.and_then(|()| write_report(&mut text, snapshot, &mut self.symbolizer, &options));
+        if let Some(written) = &largest.written {
+            text.extend(written.where_to_look().bytes());
         }
         if self.rows.len() > 1 {
             let directory = self.directory.path().display();
@@ -246,6 +261,21 @@ impl Writer {
             );
         }
         tell(written.and_then(|()| io::stdout().lock().write_all(&text)))
+    }
+}
+
+impl Written {
+    /// What the reader can open now.
+    fn where_to_look(&self) -> String {
+        let first = self.path.display();
+        match (self.kinds.as_slice(), self.path.parent()) {
+            ([_, _, ..], Some(directory)) => {
+                let directory = directory.display();
+                let names = self.kinds.join(",");
+                format!("Profiles: {directory}/{{{names}}}.pb.gz\nOpen one: go tool pprof -http=: {first}\n")
+            }
+            _ => format!("Profile: {first}\nOpen it: go tool pprof -http=: {first}\n"),
+        }
     }
 }
 

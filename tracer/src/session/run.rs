@@ -89,11 +89,12 @@ async fn trace(arguments: &Arguments) -> Result<(), Error> {
     };
     // The terminal belongs to the program that memtrace started.
     let line = StatusLine::new(arguments.quiet || matches!(target, Target::Launched(_)));
+    let results = Results::new(arguments, directory, tracer.go_binaries(), line.clone());
     let run = Run {
         arguments,
         tracer,
         target,
-        results: Results::new(arguments, directory, line.clone()),
+        results,
         line,
         executed: false,
     };

@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     cli::Recording,
+    go::GoBinaries,
     kernel::{FIRST_SPACE, KernelError, Limits, Live, Programs, TableRoom},
     snapshot::{Coverage, GoState, GoWishes, Origin, Selection, Snapshot},
     target::Process,
@@ -278,6 +279,11 @@ impl Tracer {
     pub fn roots(&self) -> HashSet<u32> {
         let ending = self.ending.iter().map(|(space, _)| space);
         self.spaces.values().chain(ending).map(|space| space.root).collect()
+    }
+
+    /// The Go programs that were opened.
+    pub fn go_binaries(&self) -> GoBinaries {
+        self.runtimes.binaries()
     }
 
     fn coverage_of(&self, space: &Space) -> Coverage {

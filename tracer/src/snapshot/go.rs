@@ -97,7 +97,7 @@ impl GoHeapState {
     }
 }
 
-/// What [`GoroutineGroup::wait`] is of goroutines that run: their stacks cannot be read.
+/// What [`GoroutineGroup::wait`] is of goroutines that run.
 pub const RUNNING: &str = "running";
 
 /// Goroutines that do the same.
@@ -119,6 +119,13 @@ pub struct GoroutineGroup {
     pub is_system: bool,
 }
 
+impl GoroutineGroup {
+    /// The frame that stands for what is missing of their stack: while they run, it cannot be read.
+    pub fn innermost_frame(&self) -> Option<String> {
+        (self.wait == RUNNING).then(|| format!("[{RUNNING}]"))
+    }
+}
+
 /// Threads that are held by the same.
 #[derive(Clone, Debug, Default)]
 pub struct ThreadGroup {
@@ -130,4 +137,11 @@ pub struct ThreadGroup {
     pub count: u64,
     /// Change of `count` over [`super::Snapshot::recent`].
     pub recent_change: i64,
+}
+
+impl ThreadGroup {
+    /// The frame that stands for their stack if there is none: what holds them.
+    pub fn innermost_frame(&self) -> Option<String> {
+        self.frames.is_empty().then(|| format!("[{}]", self.hold))
+    }
 }

@@ -1,4 +1,4 @@
-//! A map by packed frame, for snapshots with millions of them.
+//! Maps by packed frame and by other words, for snapshots with millions of them.
 
 use std::{
     collections::HashMap,
@@ -6,7 +6,10 @@ use std::{
 };
 
 /// A map whose keys are packed frames ([`memtrace_ebpf::unwind::frame`]).
-pub(crate) type FrameMap<T> = HashMap<u64, T, BuildHasherDefault<FrameHasher>>;
+pub(crate) type FrameMap<T> = HashMap<u64, T, WordHashing>;
+
+/// How keys are hashed that consist of words.
+pub(crate) type WordHashing = BuildHasherDefault<FrameHasher>;
 
 /// Mixes one word. The default hasher took most of a large snapshot's time.
 #[derive(Default)]
@@ -14,7 +17,11 @@ pub(crate) struct FrameHasher(u64);
 
 impl Hasher for FrameHasher {
     fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
+        let (words, rest) = bytes.as_chunks();
+        for word in words {
+            self.write_u64(u64::from_ne_bytes(*word));
+        }
+        for byte in rest {
             self.write_u64(u64::from(*byte));
         }
     }

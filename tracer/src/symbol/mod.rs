@@ -36,11 +36,14 @@ use memtrace_ebpf::unwind::frame;
 pub(crate) use allocator::is_allocator;
 pub(crate) use debug_file::hex;
 pub(crate) use elf::Pread;
-pub(crate) use frame_map::FrameMap;
+pub(crate) use frame_map::{FrameMap, WordHashing};
 use intern::Strings;
 use module::{Module, ModuleKey};
 
-use crate::target::{Backing, Mapping, Mappings};
+use crate::{
+    go::GoBinaries,
+    target::{Backing, Mapping, Mappings},
+};
 
 /// One function at an address; an address has several when calls were inlined.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,6 +109,7 @@ impl Symbols {
 pub struct Symbolizer {
     blazesym: Blazesym,
     debug_directories: Vec<PathBuf>,
+    binaries: GoBinaries,
     modules: HashMap<ModuleKey, Option<Module>>,
     strings: Strings,
 }
@@ -138,6 +142,7 @@ impl Symbolizer {
         Self {
             blazesym,
             debug_directories,
+            binaries: GoBinaries::default(),
             modules: HashMap::new(),
             strings: Strings::default(),
         }
@@ -146,6 +151,12 @@ impl Symbolizer {
     /// How many files were opened to find names.
     pub fn module_count(&self) -> usize {
         self.modules.len()
+    }
+
+    /// The same, which shares the Go programs that were opened with others.
+    pub fn sharing(mut self, binaries: GoBinaries) -> Self {
+        self.binaries = binaries;
+        self
     }
 
     /// Names packed frames ([`memtrace_ebpf::unwind::frame`]), which may repeat.
@@ -169,7 +180,7 @@ impl Symbolizer {
 
     fn symbolize_mapping(&mut self, mapping: &Mapping, frames: &[u64], symbols: &mut FrameMap<Symbolized>) {
         let mut module = ModuleKey::of(mapping).and_then(|key| {
-            let open = || Module::open(mapping, &self.debug_directories);
+            let open = || Module::open(mapping, &self.debug_directories, &self.binaries);
             self.modules.entry(key).or_insert_with(open).as_mut()
         });
         let virtual_address = |packed| frame::lookup_address(packed).wrapping_sub(mapping.bias);

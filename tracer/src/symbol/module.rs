@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    os::fd::AsRawFd,
     path::{Component, PathBuf},
     sync::Arc,
 };
@@ -19,19 +19,14 @@ use super::{
     intern::Strings,
 };
 use crate::{
-    go::{GoBinary, GoFrame, Pclntab},
-    target::{Backing, Mapping},
+    go::{GoBinaries, GoFrame, Pclntab},
+    target::{Backing, FileVersion, Mapping},
 };
 
 /// Tells images apart. A file changed in place is another image.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum ModuleKey {
-    File {
-        device: u64,
-        inode: u64,
-        size: u64,
-        changed: (i64, i64),
-    },
+    File(FileVersion),
     /// Address of the image's bytes, which the module keeps alive.
     Bytes(usize),
 }
@@ -40,15 +35,7 @@ impl ModuleKey {
     /// `None` when nothing readable is behind the mapping.
     pub(crate) fn of(mapping: &Mapping) -> Option<Self> {
         match &mapping.backing {
-            Backing::File(file) => {
-                let metadata = file.metadata().ok()?;
-                Some(Self::File {
-                    device: metadata.dev(),
-                    inode: metadata.ino(),
-                    size: metadata.size(),
-                    changed: (metadata.mtime(), metadata.mtime_nsec()),
-                })
-            }
+            Backing::File(file) => Some(Self::File(FileVersion::of(file).ok()?)),
             Backing::Image(bytes) => Some(Self::Bytes(bytes.as_ptr().addr())),
             Backing::Anonymous | Backing::Unreadable(_) => None,
         }
@@ -71,7 +58,11 @@ pub(crate) struct Module {
 
 impl Module {
     /// Opens what is behind a mapping; nothing is parsed but the section headers.
-    pub(crate) fn open(mapping: &Mapping, debug_directories: &[PathBuf]) -> Option<Self> {
+    pub(crate) fn open(
+        mapping: &Mapping,
+        debug_directories: &[PathBuf],
+        binaries: &GoBinaries,
+    ) -> Option<Self> {
         let image = match &mapping.backing {
             Backing::File(file) => Image::File(Arc::clone(file)),
             Backing::Image(bytes) => Image::Bytes(Arc::clone(bytes)),
@@ -94,7 +85,7 @@ impl Module {
             debug_file,
             dwarf,
             functions: None,
-            go: go_table(&mapping.backing),
+            go: go_table(&mapping.backing, binaries),
             resolved: FrameMap::default(),
         })
     }
@@ -181,12 +172,12 @@ impl Module {
 }
 
 /// The table of Go functions in an image; `None` if it is no Go program.
-fn go_table(backing: &Backing) -> Option<Arc<Pclntab>> {
+fn go_table(backing: &Backing, binaries: &GoBinaries) -> Option<Arc<Pclntab>> {
     let Backing::File(file) = backing else {
         return None;
     };
-    let binary = GoBinary::open(file).inspect_err(|error| log::debug!("{error}"));
-    Some(binary.ok()??.table())
+    let binary = binaries.open(file)?.inspect_err(|error| log::debug!("{error}"));
+    Some(binary.ok()?.table())
 }
 
 /// The functions at an address of a Go program; `None` where there are none. Wrappers that the compiler made are left out,

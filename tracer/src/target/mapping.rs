@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::PathBuf,
     sync::Arc,
 };
@@ -26,6 +26,32 @@ pub enum Backing {
     Anonymous,
     /// The file could not be opened; why.
     Unreadable(String),
+}
+
+/// Which file it is, and in which state: one that is changed in place is another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileVersion {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds.
+    changed: (i64, i64),
+}
+
+impl FileVersion {
+    /// Of an open file.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            changed: (metadata.mtime(), metadata.mtime_nsec()),
+        })
+    }
 }
 
 /// One executable mapping, living or past.

@@ -51,6 +51,8 @@ pub struct Vma {
     pub is_heap: bool,
     /// Whether it is the first thread's stack.
     pub is_stack: bool,
+    /// Whether it is the heap of a Go runtime. /proc does not say: `false` until whoever knows the runtime says it.
+    pub is_go_heap: bool,
 }
 
 impl Vma {
@@ -71,6 +73,7 @@ impl Vma {
             no_huge_pages: flags.contains(VmFlags::NH),
             is_heap: !file && path == "[heap]",
             is_stack: !file && path == "[stack]",
+            is_go_heap: false,
             path,
         }
     }

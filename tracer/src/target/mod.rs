@@ -12,7 +12,7 @@ mod sockets;
 use std::io;
 
 pub use descriptors::Descriptor;
-pub use mapping::{Backing, Change, Mapping, MappingReader, Mappings};
+pub use mapping::{Backing, Change, FileVersion, Mapping, MappingReader, Mappings};
 pub use memory::{Resident, Vma};
 pub use pagemap::{Pagemap, Residency};
 use process::descendants_of;

@@ -41,12 +41,17 @@ impl Code {
             .split_once('-')
             .context("a range in /proc/PID/maps has a dash")?;
         let number = |text| u64::from_str_radix(text, 16).context("/proc/PID/maps is hexadecimal");
-        let mut original = vec![0; usize::try_from(number(end)? - number(begin)?)?];
-        File::open(format!("/proc/{pid}/map_files/{range}"))?
-            .read_exact_at(&mut original, number(offset)?)?;
+        let (begin, end, offset) = (number(begin)?, number(end)?, number(offset)?);
+        // /proc/PID/maps pads addresses with zeros (8 digits at least), the names in map_files have none.
+        let link = format!("/proc/{pid}/map_files/{begin:x}-{end:x}");
+        let mut original = vec![0; usize::try_from(end - begin)?];
+        File::open(&link)
+            .and_then(|file| file.read_exact_at(&mut original, offset))
+            .with_context(|| format!("cannot read {link}"))?;
+        let memory = format!("/proc/{pid}/mem");
         Ok(Self {
-            memory: File::open(format!("/proc/{pid}/mem"))?,
-            begin: number(begin)?,
+            memory: File::open(&memory).with_context(|| format!("cannot open {memory}"))?,
+            begin,
             original,
         })
     }

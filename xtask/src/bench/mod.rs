@@ -50,6 +50,9 @@ pub enum Bench {
         /// How often it is measured without a snapshot and with one.
         #[arg(long, default_value_t = 15)]
         rounds: u32,
+        /// Keep the program on one processor and memtrace off it, so that they do not compete for it.
+        #[arg(long)]
+        apart: bool,
     },
 }
 
@@ -115,7 +118,7 @@ pub fn bench(bench: &Bench) -> Result<ExitCode> {
         Bench::Children { rounds } => children::children(*rounds)?,
         Bench::Handles(chosen) => handles::handles(chosen)?,
         Bench::Bystander(chosen) => bystander::bystander(chosen)?,
-        Bench::Go { rounds } => go::go(*rounds)?,
+        Bench::Go { rounds, apart } => go::go(*rounds, *apart)?,
     }
     Ok(ExitCode::SUCCESS)
 }

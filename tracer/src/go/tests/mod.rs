@@ -1,5 +1,6 @@
 //! Real programs of each version of Go and what their own runtime says, and crafted files.
 
+mod binaries;
 mod debug_info;
 mod fixtures;
 mod goroutines;

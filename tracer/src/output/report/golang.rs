@@ -100,7 +100,7 @@ impl<W: Write> Report<'_, W> {
 
     /// The heap as the runtime samples it.
     pub(super) fn go_heap(&mut self, go: &GoState, top: usize) -> io::Result<()> {
-        self.has_section = true;
+        self.has_section |= go.heap.is_some() || !go.notes.is_empty();
         let Some(heap) = &go.heap else {
             return self.notes(go);
         };

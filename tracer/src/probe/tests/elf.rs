@@ -29,6 +29,8 @@ pub struct Elf {
     pub frames: Vec<(u64, u64)>,
     /// `p_flags` of the segment, 5 (read and execute) when 0.
     pub flags: u32,
+    /// The name of the section that holds the code, `.text` when empty.
+    pub section: &'static str,
 }
 
 /// A global function.
@@ -60,7 +62,7 @@ impl Elf {
             code: code.to_vec(),
             symbols,
             frames: vec![(0, size)],
-            flags: 0,
+            ..Self::default()
         }
     }
 
@@ -87,21 +89,29 @@ impl Elf {
         let mut file = vec![0; TEXT + TEXT_SIZE];
         file[TEXT..TEXT + self.code.len()].copy_from_slice(&self.code);
         let (symbols, names) = self.symbol_table();
+        let mut section_names = b"\0.text\0.dynsym\0.dynstr\0.eh_frame\0.shstrtab\0".to_vec();
+        let code_name = match self.section {
+            "" => 1,
+            _ => u32::try_from(section_names.len()).expect("few names"),
+        };
+        section_names.extend(self.section.as_bytes());
+        section_names.push(0);
         // Type, flags, content, link, entry size.
         let tables = [
             (11_u32, 2_u64, symbols, 3_u32, 24_u64),
             (3, 0, names, 0, 0),
             (1, 2, self.eh_frame(), 0, 0),
-            (
-                3,
-                0,
-                b"\0.text\0.dynsym\0.dynstr\0.eh_frame\0.shstrtab\0".to_vec(),
-                0,
-                0,
-            ),
+            (3, 0, section_names, 0, 0),
         ];
         let mut headers = vec![0; 64];
-        headers.extend(section(1, 1, 6, (TEXT as u64, self.code.len() as u64), 0, 0));
+        headers.extend(section(
+            code_name,
+            1,
+            6,
+            (TEXT as u64, self.code.len() as u64),
+            0,
+            0,
+        ));
         for ((kind, flags, content, link, entry), name) in tables.into_iter().zip([7, 15, 23, 33]) {
             file.resize(file.len().next_multiple_of(8), 0);
             let place = (file.len() as u64, content.len() as u64);

@@ -231,7 +231,7 @@ fn count(target: &mut Target, path: &str, plan: &Plan) -> Option<BTreeMap<String
         let returns = site
             .returns
             .as_ref()
-            .map(|point| attach(point, true).expect("the site takes a return probe"));
+            .map(|returns| attach(returns.point(), true).expect("the site takes a return probe"));
         counters.push((site.symbol.clone(), calls, returns));
     }
     target.run();

@@ -11,6 +11,7 @@ mod kernel;
 mod names;
 mod prefixes;
 mod real;
+mod returns;
 
 use std::io;
 

@@ -85,7 +85,11 @@ fn check_sites(path: &str) {
         let at_ret = |exit: &ExitPoint| exit.returns && exit.point.instruction == "ret";
         let fits = |exit: &ExitPoint| exit.point.emulated != at_ret(exit);
         assert!(site.exits.iter().all(fits), "{}: {:?}", site.why, site.exits);
-        assert!(site.returns.as_ref().is_none_or(|returns| returns == entry));
+        assert!(
+            site.returns
+                .as_ref()
+                .is_none_or(|returns| returns.point() == entry)
+        );
     }
     for note in &plan.notes {
         println!("{path}: note: {note}");

@@ -13,22 +13,20 @@ use std::{
 pub use reading::GoReadings;
 use runtime::Runtime;
 
-use super::{files::FileId, space::Space};
+use super::space::Space;
 use crate::{
-    go::GoBinary,
+    go::GoBinaries,
     snapshot::{GoState, GoWishes},
     target::{Backing, Mapping},
 };
-
-/// A Go program, or why it cannot be read.
-type Binary = Result<Arc<GoBinary>, String>;
 
 /// The Go runtimes of the traced processes.
 #[derive(Debug, Default)]
 pub struct Runtimes {
     /// By the number of the address space; `None` if there is none.
     known: HashMap<u32, Option<Runtime>>,
-    binaries: HashMap<FileId, Option<Binary>>,
+    /// Shared with whoever names code.
+    binaries: GoBinaries,
 }
 
 impl Runtimes {
@@ -40,9 +38,11 @@ impl Runtimes {
         let (Some(process), Some(mapping)) = (&space.process, program(space)) else {
             return;
         };
-        let mut runtime = self
-            .binary(&mapping)
-            .map(|binary| Runtime::new(Arc::clone(process), &mapping, binary));
+        let binary = match &mapping.backing {
+            Backing::File(file) => self.binaries.open(file),
+            _ => None,
+        };
+        let mut runtime = binary.map(|binary| Runtime::new(Arc::clone(process), &mapping, binary));
         if let (Some(runtime), Some(rate)) = (&mut runtime, wishes.enable) {
             runtime.enable(rate);
         }
@@ -52,6 +52,11 @@ impl Runtimes {
     /// The version of the runtime of an address space, if it has one that can be read.
     pub fn version(&self, space: u32) -> Option<&str> {
         self.known.get(&space)?.as_ref()?.version()
+    }
+
+    /// An address in the Go heap of an address space, if there is one that can be read.
+    pub fn heap_address(&self, space: u32) -> Option<u64> {
+        self.known.get(&space)?.as_ref()?.heap_address()
     }
 
     /// Forgets an address space that is no more.
@@ -75,17 +80,9 @@ impl Runtimes {
         spaces.values().filter_map(reading).collect()
     }
 
-    fn binary(&mut self, mapping: &Mapping) -> Option<Binary> {
-        let open = || {
-            let Backing::File(file) = &mapping.backing else {
-                return None;
-            };
-            match GoBinary::open(file) {
-                Ok(binary) => binary.map(|binary| Ok(Arc::new(binary))),
-                Err(error) => Some(Err(error.to_string())),
-            }
-        };
-        self.binaries.entry(mapping.file_id).or_insert_with(open).clone()
+    /// The programs that were opened.
+    pub fn binaries(&self) -> GoBinaries {
+        self.binaries.clone()
     }
 }
 

@@ -2,63 +2,88 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::snapshot::{GoState, GoroutineGroup, Site, ThreadGroup};
+use crate::{
+    snapshot::{GoState, GoroutineGroup, Site, ThreadGroup},
+    symbol::WordHashing,
+};
+
+/// Ids of goroutines.
+pub(super) type Ids = HashSet<u64, WordHashing>;
 
 /// A reading to compare later ones with.
 #[derive(Debug, Default)]
 pub struct GoReading {
-    /// Live bytes of the heap by stack.
-    live_bytes: HashMap<Vec<u64>, u64>,
-    /// Goroutines by stack.
-    goroutines: HashMap<Vec<u64>, u64>,
-    /// Threads by what holds them and by stack.
-    threads: HashMap<(&'static str, Vec<u64>), u64>,
-    /// The ids of all goroutines.
-    pub(super) ids: HashSet<u64>,
-    /// All of it: the last word on a process that ends before the next reading.
+    /// All that was read: the last word on a process that ends before the next reading.
     pub state: GoState,
+    /// The ids of all goroutines.
+    pub(super) ids: Ids,
 }
 
 /// Readings of all address spaces, by their numbers.
 pub type GoReadings = HashMap<u32, GoReading>;
 
-impl GoReading {
-    /// Keeps what changes are told from.
-    pub(super) fn of(state: GoState, ids: HashSet<u64>) -> Self {
-        let mut reading = Self {
-            ids,
-            ..Self::default()
-        };
-        for site in state.heap.iter().flat_map(|heap| &heap.sites) {
-            *reading.live_bytes.entry(site.frames.clone()).or_default() += site.live_bytes;
+/// An earlier reading, sorted for looking up.
+#[derive(Debug)]
+pub(super) struct Earlier<'r> {
+    /// Live bytes of the heap by stack.
+    live_bytes: HashMap<&'r [u64], u64>,
+    /// Goroutines by stack.
+    goroutines: HashMap<&'r [u64], u64>,
+    /// Threads by what holds them and by stack.
+    threads: HashMap<(&'static str, &'r [u64]), u64>,
+    ids: &'r Ids,
+}
+
+impl<'r> Earlier<'r> {
+    pub fn of(reading: &'r GoReading) -> Self {
+        let GoState {
+            heap,
+            goroutines,
+            threads,
+            ..
+        } = &reading.state;
+        let sites = heap.iter().flat_map(|heap| &heap.sites);
+        let threads = threads.iter().flatten();
+        Self {
+            live_bytes: sites.map(|site| (&*site.frames, site.live_bytes)).collect(),
+            goroutines: by_stack(goroutines.iter().flatten()),
+            threads: threads
+                .map(|group| ((group.hold, &*group.frames), group.count))
+                .collect(),
+            ids: &reading.ids,
         }
-        for group in state.goroutines.iter().flatten() {
-            *reading.goroutines.entry(group.frames.clone()).or_default() += group.count;
-        }
-        for group in state.threads.iter().flatten() {
-            let key = (group.hold, group.frames.clone());
-            *reading.threads.entry(key).or_default() += group.count;
-        }
-        reading.state = state;
-        reading
     }
 
     /// By how much a site's live bytes have changed since.
-    pub(super) fn change_of_site(&self, site: &Site) -> i64 {
-        let before = self.live_bytes.get(&site.frames).copied().unwrap_or(0);
+    pub fn change_of_site(&self, site: &Site) -> i64 {
+        let before = self.live_bytes.get(&*site.frames).copied().unwrap_or(0);
         difference(site.live_bytes, before)
     }
 
     /// How many goroutines with this stack there were.
-    pub(super) fn goroutines_like(&self, group: &GoroutineGroup) -> u64 {
-        self.goroutines.get(&group.frames).copied().unwrap_or(0)
+    pub fn goroutines_at(&self, frames: &[u64]) -> u64 {
+        self.goroutines.get(frames).copied().unwrap_or(0)
+    }
+
+    /// Whether the goroutine with this id was there.
+    pub fn had(&self, id: u64) -> bool {
+        self.ids.contains(&id)
     }
 
     /// By how much the number of such threads has changed since.
-    pub(super) fn change_of_threads(&self, group: &ThreadGroup) -> i64 {
-        let key = (group.hold, group.frames.clone());
+    pub fn change_of_threads(&self, group: &ThreadGroup) -> i64 {
+        let key = (group.hold, &*group.frames);
         difference(group.count, self.threads.get(&key).copied().unwrap_or(0))
     }
+}
+
+/// How many goroutines there are with each stack, whatever they wait for.
+fn by_stack<'g>(groups: impl Iterator<Item = &'g GoroutineGroup>) -> HashMap<&'g [u64], u64> {
+    let mut counts = HashMap::new();
+    for group in groups {
+        *counts.entry(&*group.frames).or_default() += group.count;
+    }
+    counts
 }
 
 /// How much more there is now; less than nothing if it is less.

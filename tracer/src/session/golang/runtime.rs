@@ -1,22 +1,18 @@
 //! The Go runtime of one address space.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use memtrace_ebpf::{layout::EndReason, unwind::frame};
 
 use super::{
     code::Code,
     connections,
-    reading::{GoReading, difference},
+    reading::{Earlier, GoReading, Ids, difference},
 };
 use crate::{
     go::{
         EnabledRate, GoBinary, GoError, GoHeap, GoStatus, Goroutine, Goroutines, Layout, Variables, group,
-        is_system, read_goroutines, read_heap, read_threads, scale,
+        is_system, read_goroutines, read_heap, read_threads, read_u64, scale,
     },
     snapshot::{GoHeapState, GoHeapView, GoState, GoWishes, GoroutineGroup, RUNNING, Site, ThreadGroup},
     target::{Mapping, Mappings, Process},
@@ -63,6 +59,13 @@ impl Runtime {
         self.reader.is_ok().then_some(&*self.version)
     }
 
+    /// An address in its heap: the array of `runtime.allgs` is there, as `append` makes it.
+    pub fn heap_address(&self) -> Option<u64> {
+        let allgs = self.reader.as_ref().ok()?.variables.allgs?;
+        let array = read_u64(&*self.process, allgs);
+        array.ok().filter(|address| *address != 0)
+    }
+
     /// Has the runtime begin a heap profile, if it keeps none.
     pub fn enable(&mut self, rate: u64) {
         let Ok(reader) = &self.reader else {
@@ -87,16 +90,11 @@ impl Runtime {
     /// The same, to compare later states with.
     pub fn reading(&self, mappings: &Mappings, wishes: &GoWishes) -> GoReading {
         let (state, ids) = self.read(mappings, wishes, None);
-        GoReading::of(state, ids)
+        GoReading { state, ids }
     }
 
     /// What it knows, and the ids of all goroutines.
-    fn read(
-        &self,
-        mappings: &Mappings,
-        wishes: &GoWishes,
-        earlier: Option<&GoReading>,
-    ) -> (GoState, HashSet<u64>) {
+    fn read(&self, mappings: &Mappings, wishes: &GoWishes, earlier: Option<&GoReading>) -> (GoState, Ids) {
         let mut state = GoState {
             version: self.version.clone(),
             notes: self.note.iter().cloned().collect(),
@@ -106,14 +104,14 @@ impl Runtime {
             Ok(reader) => reader,
             Err(why) => {
                 state.notes.push(format!("Its Go runtime cannot be read: {why}."));
-                return (state, HashSet::new());
+                return (state, Ids::default());
             }
         };
         let context = Context {
             reader,
             process: &self.process,
             mappings,
-            earlier,
+            earlier: earlier.map(Earlier::of),
         };
         if wishes.heap {
             let heap = context.heap(wishes.view);
@@ -122,7 +120,7 @@ impl Runtime {
                 heap.is_enabled_by_us = self.enabled.is_some();
             }
         }
-        let mut ids = HashSet::new();
+        let mut ids = Ids::default();
         if wishes.goroutines || wishes.threads {
             let goroutines = context.goroutines();
             if let Some(goroutines) = note_failure("goroutines", goroutines, &mut state.notes) {
@@ -175,7 +173,7 @@ struct Context<'r> {
     reader: &'r Reader,
     process: &'r Process,
     mappings: &'r Mappings,
-    earlier: Option<&'r GoReading>,
+    earlier: Option<Earlier<'r>>,
 }
 
 impl Context<'_> {
@@ -208,7 +206,8 @@ impl Context<'_> {
         }
         let mut sites: Vec<Site> = sites.into_values().collect();
         for site in &mut sites {
-            site.recent_change = self.earlier.map_or(0, |earlier| earlier.change_of_site(site));
+            let earlier = self.earlier.as_ref();
+            site.recent_change = earlier.map_or(0, |earlier| earlier.change_of_site(site));
         }
         Ok(GoHeapState {
             sites,
@@ -233,8 +232,8 @@ impl Context<'_> {
         let mut groups: Vec<GoroutineGroup> = groups
             .iter()
             .map(|group| {
-                let earlier = self.earlier;
-                let persists = |id: &&u64| earlier.is_some_and(|earlier| earlier.ids.contains(*id));
+                let earlier = self.earlier.as_ref();
+                let persists = |id: &&u64| earlier.is_some_and(|earlier| earlier.had(**id));
                 GoroutineGroup {
                     frames: self.stack(&group.example),
                     created_by: self.created_by(&group.example),
@@ -252,7 +251,7 @@ impl Context<'_> {
 
     /// What waits at one place for several reasons, or was made at several, changes together: it goes to the largest group.
     fn note_changes(&self, groups: &mut [GoroutineGroup]) {
-        let Some(earlier) = self.earlier else {
+        let Some(earlier) = &self.earlier else {
             return;
         };
         let mut now: HashMap<Vec<u64>, u64> = HashMap::new();
@@ -262,7 +261,7 @@ impl Context<'_> {
         groups.sort_by_key(|group| std::cmp::Reverse(group.count));
         for group in groups {
             if let Some(count) = now.remove(&group.frames) {
-                group.recent_change = difference(count, earlier.goroutines_like(group));
+                group.recent_change = difference(count, earlier.goroutines_at(&group.frames));
             }
         }
     }
@@ -316,9 +315,8 @@ impl Context<'_> {
                 count,
                 recent_change: 0,
             };
-            group.recent_change = self
-                .earlier
-                .map_or(0, |earlier| earlier.change_of_threads(&group));
+            let earlier = self.earlier.as_ref();
+            group.recent_change = earlier.map_or(0, |earlier| earlier.change_of_threads(&group));
             group
         };
         Ok(groups.into_iter().map(group).collect())

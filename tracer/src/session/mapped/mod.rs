@@ -3,6 +3,7 @@
 //! The kernel logs each call that maps or unmaps, and this replays the log. Each event sets what a range is, whatever it was
 //! before, so the newest wins.
 
+mod go_heap;
 mod holdings;
 mod instances;
 mod intervals;
@@ -18,6 +19,7 @@ use std::{
 
 use memtrace_ebpf::handles::{MapEvent, MapEventKind, MappingKind};
 
+pub use go_heap::mark_go_heap;
 pub use holdings::{HoldingsInput, MapStack};
 pub use instances::{Account, Held, Owner};
 pub use intervals::{IntervalMap, Piece};

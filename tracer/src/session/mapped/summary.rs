@@ -25,6 +25,7 @@ struct Sums {
     heap: u64,
     /// Bytes of the heap's memory that are mapped, resident or not.
     heap_mapped: u64,
+    go_heap: u64,
     mapped: u64,
     untraced: u64,
     stacks: u64,
@@ -40,6 +41,7 @@ impl Survey {
         let mut notes = Vec::new();
         let mut parts = heap_parts(&mut sums, heap, placed, &mut notes);
         parts.extend([
+            ("Go heap, with the stacks of goroutines", sums.go_heap),
             ("mapped since the attach", sums.mapped),
             ("mapped by calls that memtrace does not trace", sums.untraced),
             ("stacks of threads", sums.stacks),
@@ -75,8 +77,10 @@ impl Survey {
             if is_heap {
                 sums.heap_mapped += balance.held;
             }
+            let of_go = self.go_heap.get(account).copied().unwrap_or(0);
             if let Some(sum) = sums.of(account, is_heap) {
-                *sum += balance.resident;
+                *sum += balance.resident - of_go;
+                sums.go_heap += of_go;
             }
         }
         sums

@@ -34,6 +34,8 @@ pub struct Survey {
     pub accounts: HashMap<Account, Balance>,
     /// What is mapped, in ascending order; none if the process could not be asked.
     pub(super) areas: Vec<Area>,
+    /// Of [`Balance::resident`], the bytes that are the heap of a Go runtime.
+    pub(super) go_heap: HashMap<Account, u64>,
     /// What the books alone say, for comparison with earlier ones.
     pub(super) held: Held,
     /// See [`MappedBooks`].
@@ -245,6 +247,9 @@ impl Survey {
                 account,
                 resident,
             });
+            if vma.is_go_heap {
+                *self.go_heap.entry(account).or_default() += resident;
+            }
         }
     }
 }

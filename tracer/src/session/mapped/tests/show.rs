@@ -5,7 +5,7 @@ use std::time::Duration;
 use memtrace_ebpf::{handles::MappingKind, layout::EndReason};
 
 use super::{
-    super::{HeapState, HoldingsInput, MapStack, MappedBooks},
+    super::{HeapState, HoldingsInput, MapStack, MappedBooks, mark_go_heap},
     PAGE, all_resident, area, books, ended, mapped, named, never, started, unmapping,
 };
 use crate::{
@@ -311,6 +311,48 @@ fn blocks_are_resident_where_their_memory_is() {
     heap.placed = Vec::new();
     let summary = survey.summary(11 * PAGE, &heap, &|stack| stack == 1);
     assert_eq!(parts(&summary), [("live heap blocks, at most", 11)]);
+}
+
+#[test]
+fn the_go_heap_is_a_part_of_its_own() {
+    let (mut books, mut vmas) = everything();
+    // From before, and mapped since.
+    mark_go_heap(&mut vmas, 70 * PAGE);
+    mark_go_heap(&mut vmas, 22 * PAGE);
+    let survey = books.survey(Some(&vmas), &mut all_resident);
+    let summary = survey.summary(42 * PAGE, &HeapState::default(), &|_| false);
+    let expected = [
+        ("heap (not traced)", 10),
+        ("Go heap, with the stacks of goroutines", 11),
+        ("mapped since the attach", 7),
+        ("mapped by calls that memtrace does not trace", 1),
+        ("stacks of threads", 6),
+        ("files: the program, its libraries, mapped files", 7),
+    ];
+    assert_eq!(parts(&summary), expected);
+}
+
+#[test]
+fn only_neighbours_without_a_file_are_the_go_heap() {
+    let at = |begin: u64, end: u64, file: bool| Vma {
+        begin: begin * PAGE,
+        end: end * PAGE,
+        file,
+        ..Vma::default()
+    };
+    let mut vmas = [
+        at(1, 2, false),
+        at(4, 5, true),
+        at(5, 7, false),
+        at(7, 9, false),
+        at(9, 12, false),
+        at(13, 14, false),
+    ];
+    mark_go_heap(&mut vmas, 8 * PAGE);
+    let marked = vmas.iter().map(|vma| vma.is_go_heap);
+    assert!(marked.eq([false, false, true, true, true, false]));
+    mark_go_heap(&mut vmas[..2], 4 * PAGE);
+    assert!(!vmas[1].is_go_heap);
 }
 
 #[test]
