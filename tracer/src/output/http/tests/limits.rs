@@ -2,14 +2,18 @@
 
 use std::{
     collections::HashMap,
-    io::Write as _,
+    future::poll_fn,
+    io::{self, Write as _},
     net::TcpStream,
     sync::atomic::Ordering,
     thread,
     time::{Duration, Instant},
 };
 
-use super::fixture::{AGES, Fixture, Running, TOKEN, read_all, source, wait_until};
+use tokio::{io::AsyncWrite as _, net::UnixStream, time::timeout};
+
+use super::fixture::{AGES, Fixture, Running, TOKEN, read_all, runtime, source, wait_until};
+use crate::output::http::server::patient;
 
 #[test]
 fn oversized_heads_are_refused() {
@@ -53,7 +57,7 @@ fn nonsense_is_refused() {
         b"",
         &binary,
     ] {
-        let answer = server.raw(sent);
+        let answer = server.raw_and_end(sent);
         let what = String::from_utf8_lossy(sent);
         assert!(
             answer.is_empty() || answer.starts_with("HTTP/1.1 400 ") || answer.starts_with("HTTP/1.1 505 "),
@@ -117,6 +121,22 @@ fn of_two_hundred_clients_few_get_snapshots_at_once_and_none_hangs() {
     assert_eq!(good.unwrap_or(0) + busy.unwrap_or(0), 200, "{counts:?}");
     assert!(server.source.most.load(Ordering::SeqCst) <= 4);
     assert_eq!(server.get("/debug/pprof/heap").status, 200);
+}
+
+#[test]
+fn who_takes_nothing_of_an_answer_is_dropped() {
+    runtime().block_on(async {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let mut near = patient(near, Duration::from_millis(50));
+        // Until what the system keeps for the other end is full, and then for that time.
+        let error = loop {
+            let written = poll_fn(|context| near.as_mut().poll_write(context, &[0; 4096]));
+            if let Err(error) = timeout(AGES, written).await.unwrap() {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    });
 }
 
 #[test]
