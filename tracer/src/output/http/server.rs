@@ -1,7 +1,6 @@
 //! Accepts connections, and drops those that are slow.
 
 use std::{
-    convert::Infallible,
     io,
     net::{self, SocketAddr},
     os::unix,
@@ -300,8 +299,7 @@ where
     let routes = TowerToHyperService::new(router);
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
-        let answer = routes.call(request.map(Body::new));
-        async move { Ok::<_, Infallible>(answer.await?) }
+        routes.call(request.map(Body::new))
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
