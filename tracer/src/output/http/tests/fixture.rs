@@ -239,6 +239,15 @@ impl Running {
         read_all(&mut stream)
     }
 
+    /// Asks for something, and does not read the answer.
+    pub(super) fn begin(&self, path: &str) -> TcpStream {
+        let mut stream = self.connect();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    }
+
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address()).unwrap();
         stream.set_read_timeout(Some(AGES)).unwrap();

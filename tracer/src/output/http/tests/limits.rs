@@ -152,26 +152,26 @@ fn more_connections_than_are_allowed_wait() {
 
 #[test]
 fn waiting_holds_no_snapshot_slot() {
-    let mut server = Running::at_port(source(&["web"]));
-    thread::scope(|scope| {
-        let waiting: Vec<_> = (0..8)
-            .map(|number| {
-                let earlier = number;
-                wait_until("a first snapshot", || {
-                    server.source.taken.load(Ordering::SeqCst) >= earlier
-                });
-                scope.spawn(|| server.get("/debug/pprof/heap?seconds=2"))
-            })
-            .collect();
-        wait_until("the first snapshots", || {
-            server.source.taken.load(Ordering::SeqCst) >= 8
+    let server = Running::at_port(source(&["web"]));
+    let mut waiting = Vec::new();
+    // Twice as many as may take snapshots at once.
+    for number in 1..=8 {
+        waiting.push(server.begin("/debug/pprof/heap?seconds=3600"));
+        let deltas = format!("memtrace_http_deltas {number}\n");
+        wait_until("a first snapshot", || {
+            let metrics = server.get("/metrics");
+            let is_done = server.source.taken.load(Ordering::SeqCst) == number;
+            is_done
+                && metrics.text().contains(&deltas)
+                && metrics.text().contains("memtrace_http_snapshots 0\n")
         });
-        assert_eq!(server.get("/debug/pprof/heap").status, 200);
-        for waits in waiting {
-            assert_eq!(waits.join().unwrap().status, 200);
-        }
+    }
+    assert_eq!(server.get("/debug/pprof/heap").status, 200);
+    // Who leaves does not wait any more.
+    drop(waiting);
+    wait_until("the end of waiting", || {
+        server.get("/metrics").text().contains("memtrace_http_deltas 0\n")
     });
-    server.stop();
 }
 
 #[test]
@@ -180,16 +180,11 @@ fn a_client_that_leaves_frees_its_slot_when_the_snapshot_is_done() {
         delay: Duration::from_millis(300),
         ..source(&["web"])
     });
-    let request =
-        format!("GET /debug/pprof/heap HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n");
-    let mut busy = 0;
     for _ in 0..20 {
-        let mut stream = TcpStream::connect(server.address()).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
+        let stream = server.begin("/debug/pprof/heap");
         thread::sleep(Duration::from_millis(10));
         drop(stream);
-        busy = busy.max(server.source.most.load(Ordering::SeqCst));
     }
-    assert!(busy <= 4, "{busy} at once");
+    assert!(server.source.most.load(Ordering::SeqCst) <= 4);
     wait_until("a free slot", || server.get("/debug/pprof/heap").status == 200);
 }
