@@ -10,8 +10,9 @@ const STYLE: &str = "
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }
 table { border-collapse: collapse }
 th, td { text-align: left; vertical-align: top; padding: .3rem 1.5rem .3rem 0; border-bottom: 1px solid #ddd }
-td a + a { margin-left: .8rem }
-pre { background: #f4f4f4; padding: .7rem; overflow-x: auto }
+td a { margin-right: .8rem }
+td .note { margin: 0 }
+pre { background: #f4f4f4; padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere }
 .note { color: #666; font-size: .9em }
 @media (prefers-color-scheme: dark) {
   body { color: #ddd; background: #181818 } a { color: #8bf } pre { background: #262626 } th, td { border-color: #444 } .note { color: #aaa }
@@ -86,7 +87,7 @@ pub(super) fn profiles(target: &TargetSummary, reach: &Reach) -> String {
         p { "Processes " (pids(target)) ", traced since " (rfc3339(target.since)) ". " a href="/" { "All targets" } }
         (notes(target))
         table {
-            tr { th { "Profile" } th { "" } th { "" } }
+            tr { th { "As text" } th { "What it shows" } th { "For viewers" } }
             @for name in target.names() {
                 tr {
                     td { a href={ (path) (name.as_str()) "?debug=1" } { (name.as_str()) } }
@@ -102,7 +103,7 @@ pub(super) fn profiles(target: &TargetSummary, reach: &Reach) -> String {
                 (reach.command(&format!("{path}{name}?seconds=30"), &format!("{name}-delta")))
             }
         }
-        p.note { "With ?debug=1 a profile is text. CPU profiles, traces and the command line are not offered." }
+        p.note { "CPU profiles, traces and the command line are not offered." }
     };
     page(&title, &body)
 }

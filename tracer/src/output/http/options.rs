@@ -29,6 +29,18 @@ pub struct HttpOptions {
 
     /// Also answer requests that call this machine by NAME, beside localhost and the address; for several names, give it
     /// several times.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = parse_host)]
     pub allow_host: Vec<String>,
+}
+
+/// Accepts what can stand before the port in a `Host` header and is a name.
+fn parse_host(text: &str) -> Result<String, String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if !text.is_empty() && text.chars().all(is_part) {
+        Ok(text.trim_end_matches('.').to_owned())
+    } else {
+        Err(format!(
+            "`{text}` is not a name; write for example node-7.example, without a port"
+        ))
+    }
 }

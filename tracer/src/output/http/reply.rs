@@ -23,11 +23,7 @@ const OPEN_METRICS: HeaderValue =
 
 /// An error, in words.
 pub(super) fn error(status: StatusCode, why: &str) -> Response {
-    let mut response = (status, [(CONTENT_TYPE, TEXT)], format!("{why}\n")).into_response();
-    response
-        .headers_mut()
-        .insert(FROM_PPROF, HeaderValue::from_static("1"));
-    response
+    (status, [(CONTENT_TYPE, TEXT)], format!("{why}\n")).into_response()
 }
 
 /// Text for people.
@@ -63,9 +59,13 @@ pub(super) fn profile(name: &'static str, is_delta: bool, bytes: Vec<u8>) -> Res
     response
 }
 
-/// The headers that every answer has.
+/// The headers that every answer has, and every error.
 pub(super) fn complete(response: &mut Response) {
+    let is_error = response.status().is_client_error() || response.status().is_server_error();
     let headers = response.headers_mut();
+    if is_error {
+        headers.insert(FROM_PPROF, HeaderValue::from_static("1"));
+    }
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));

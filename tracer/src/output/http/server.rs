@@ -1,7 +1,6 @@
 //! Accepts connections, and drops those that are slow.
 
 use std::{
-    convert::Infallible,
     io,
     net::{self, SocketAddr},
     os::unix,
@@ -271,10 +270,10 @@ impl Connections {
         self.tasks.spawn(async move {
             let _until_closed = (room, counted);
             match (stream, tls) {
-                (Accepted::Unix(stream), _) => serve(patient(stream), peer, router, watcher).await,
-                (Accepted::Tcp(stream), None) => serve(patient(stream), peer, router, watcher).await,
+                (Accepted::Unix(stream), _) => serve(patient(stream, STALL), peer, router, watcher).await,
+                (Accepted::Tcp(stream), None) => serve(patient(stream, STALL), peer, router, watcher).await,
                 (Accepted::Tcp(stream), Some(tls)) => {
-                    let greeted = timeout(HANDSHAKE, tls.accept(patient(stream))).await;
+                    let greeted = timeout(HANDSHAKE, tls.accept(patient(stream, STALL))).await;
                     // Who speaks no TLS gets the alert that rustls sends, and nothing else.
                     if let Ok(Ok(stream)) = greeted {
                         serve(stream, peer, router, watcher).await;
@@ -285,10 +284,10 @@ impl Connections {
     }
 }
 
-/// A stream that fails when the other end takes nothing for too long.
-fn patient<I: AsyncRead + AsyncWrite>(stream: I) -> Pin<Box<TimeoutStream<I>>> {
+/// A stream that fails when the other end takes nothing for this time.
+pub(super) fn patient<I: AsyncRead + AsyncWrite>(stream: I, stall: Duration) -> Pin<Box<TimeoutStream<I>>> {
     let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(STALL));
+    stream.set_write_timeout(Some(stall));
     Box::pin(stream)
 }
 
@@ -300,8 +299,7 @@ where
     let routes = TowerToHyperService::new(router);
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
-        let answer = routes.call(request.map(Body::new));
-        async move { Ok::<_, Infallible>(answer.await?) }
+        routes.call(request.map(Body::new))
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

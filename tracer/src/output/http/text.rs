@@ -120,7 +120,7 @@ impl<'p> Reader<'p> {
     fn write_stack(&self, sample: &Sample, out: &mut impl Write) -> fmt::Result {
         let locations = || sample.location_id.iter().filter_map(|id| self.locations.get(id));
         for location in locations() {
-            write!(out, " {:#x}", location.address)?;
+            write!(out, " {:#x}", return_address(location))?;
         }
         writeln!(out)?;
         let labels: Vec<String> = sample
@@ -133,10 +133,10 @@ impl<'p> Reader<'p> {
         }
         for location in locations() {
             if location.line.is_empty() {
-                writeln!(out, "#\t{:#x}", location.address)?;
+                writeln!(out, "#\t{:#x}", return_address(location))?;
             }
             for line in &location.line {
-                self.write_line(location.address, line, out)?;
+                self.write_line(return_address(location), line, out)?;
             }
         }
         writeln!(out)
@@ -153,6 +153,14 @@ impl<'p> Reader<'p> {
             0 => writeln!(out, "\t{file}"),
             number => writeln!(out, "\t{file}:{number}"),
         }
+    }
+}
+
+/// The form has the addresses that calls return to, and who reads it takes 1 away; a profile has addresses inside the calls.
+fn return_address(location: &Location) -> u64 {
+    match location.address {
+        0 => 0,
+        inside => inside.saturating_add(1),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Who may ask, over TCP.
 
+use std::sync::Mutex;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use super::fixture::{Running, TOKEN, source};
@@ -101,8 +103,9 @@ fn only_names_of_this_machine_are_answered_to() {
     ] {
         assert_eq!(ask(host), 421, "{host}");
     }
-    assert_eq!(ask(""), 421);
-    assert_eq!(ask("a b"), 400);
+    for host in ["", "a b", "localhost/", "[::1"] {
+        assert_eq!(ask(host), 400, "{host}");
+    }
 }
 
 #[test]
@@ -142,4 +145,38 @@ fn only_reading_and_no_bodies() {
         let answer = server.raw(request.as_bytes());
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
     }
+}
+
+/// Keeps what is logged, by all tests of this program.
+struct Lines(Mutex<Vec<String>>);
+
+impl log::Log for Lines {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.0.lock().unwrap().push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn the_log_has_neither_tokens_nor_queries() {
+    static LINES: Lines = Lines(Mutex::new(Vec::new()));
+    log::set_logger(&LINES).unwrap();
+    log::set_max_level(log::LevelFilter::Debug);
+    let server = Running::at_port(source(&["web"]));
+    server.get(&format!("/debug/pprof/heap?token={TOKEN}"));
+    server.ask(
+        "GET",
+        &format!("/targets?token={TOKEN}"),
+        &[("authorization", &format!("Bearer x{TOKEN}"))],
+    );
+    let lines = LINES.0.lock().unwrap();
+    let logged = |words: &str| lines.iter().any(|line| line.contains(words));
+    assert!(logged("http: GET /debug/pprof/heap 200 in "), "{lines:?}");
+    assert!(logged("http: GET /targets 401 in "), "{lines:?}");
+    assert!(!logged(TOKEN) && !logged("?"), "{lines:?}");
 }

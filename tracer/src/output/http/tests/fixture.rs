@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     net::{Shutdown, SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -41,7 +41,7 @@ pub(super) struct Fixture {
     /// How long a snapshot takes.
     pub(super) delay: Duration,
     pub(super) taken: AtomicU64,
-    now: AtomicUsize,
+    pub(super) now: AtomicUsize,
     /// The most snapshots that were taken at once.
     pub(super) most: AtomicUsize,
     pub(super) error: Option<SourceError>,
@@ -223,14 +223,35 @@ impl Running {
         })
     }
 
-    /// What the server sends when a client sends these bytes, and no more, until it closes the connection.
+    /// What the server sends to a client that sends these bytes, until it closes the connection.
     pub(super) fn raw(&self, sent: &[u8]) -> String {
-        let mut stream = TcpStream::connect(self.address()).unwrap();
-        stream.set_read_timeout(Some(AGES)).unwrap();
+        let mut stream = self.connect();
         // The server may have closed it already.
+        let _ = stream.write_all(sent);
+        read_all(&mut stream)
+    }
+
+    /// As [`Running::raw`], of a client that then says that it sends no more.
+    pub(super) fn raw_and_end(&self, sent: &[u8]) -> String {
+        let mut stream = self.connect();
         let _ = stream.write_all(sent);
         let _ = stream.shutdown(Shutdown::Write);
         read_all(&mut stream)
+    }
+
+    /// Asks for something, and does not read the answer.
+    pub(super) fn begin(&self, path: &str) -> TcpStream {
+        let mut stream = self.connect();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address()).unwrap();
+        stream.set_read_timeout(Some(AGES)).unwrap();
+        stream
     }
 
     /// Stops it, and says how long that took.

@@ -2,14 +2,18 @@
 
 use std::{
     collections::HashMap,
-    io::Write as _,
+    future::poll_fn,
+    io::{self, Write as _},
     net::TcpStream,
     sync::atomic::Ordering,
     thread,
     time::{Duration, Instant},
 };
 
-use super::fixture::{AGES, Fixture, Running, TOKEN, read_all, source, wait_until};
+use tokio::{io::AsyncWrite as _, net::UnixStream, time::timeout};
+
+use super::fixture::{AGES, Fixture, Running, TOKEN, read_all, runtime, source, wait_until};
+use crate::output::http::server::patient;
 
 #[test]
 fn oversized_heads_are_refused() {
@@ -53,7 +57,7 @@ fn nonsense_is_refused() {
         b"",
         &binary,
     ] {
-        let answer = server.raw(sent);
+        let answer = server.raw_and_end(sent);
         let what = String::from_utf8_lossy(sent);
         assert!(
             answer.is_empty() || answer.starts_with("HTTP/1.1 400 ") || answer.starts_with("HTTP/1.1 505 "),
@@ -120,6 +124,22 @@ fn of_two_hundred_clients_few_get_snapshots_at_once_and_none_hangs() {
 }
 
 #[test]
+fn who_takes_nothing_of_an_answer_is_dropped() {
+    runtime().block_on(async {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let mut near = patient(near, Duration::from_millis(50));
+        // Until what the system keeps for the other end is full, and then for that time.
+        let error = loop {
+            let written = poll_fn(|context| near.as_mut().poll_write(context, &[0; 4096]));
+            if let Err(error) = timeout(AGES, written).await.unwrap() {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    });
+}
+
+#[test]
 fn more_connections_than_are_allowed_wait() {
     let server = Running::at_port(source(&["web"]));
     // They say nothing, and are dropped in time; a client that comes after them is answered then.
@@ -132,26 +152,26 @@ fn more_connections_than_are_allowed_wait() {
 
 #[test]
 fn waiting_holds_no_snapshot_slot() {
-    let mut server = Running::at_port(source(&["web"]));
-    thread::scope(|scope| {
-        let waiting: Vec<_> = (0..8)
-            .map(|number| {
-                let earlier = number;
-                wait_until("a first snapshot", || {
-                    server.source.taken.load(Ordering::SeqCst) >= earlier
-                });
-                scope.spawn(|| server.get("/debug/pprof/heap?seconds=2"))
-            })
-            .collect();
-        wait_until("the first snapshots", || {
-            server.source.taken.load(Ordering::SeqCst) >= 8
+    let server = Running::at_port(source(&["web"]));
+    let mut waiting = Vec::new();
+    // Twice as many as may take snapshots at once.
+    for number in 1..=8 {
+        waiting.push(server.begin("/debug/pprof/heap?seconds=3600"));
+        let deltas = format!("memtrace_http_deltas {number}\n");
+        wait_until("a first snapshot", || {
+            let metrics = server.get("/metrics");
+            let is_done = server.source.taken.load(Ordering::SeqCst) == number;
+            is_done
+                && metrics.text().contains(&deltas)
+                && metrics.text().contains("memtrace_http_snapshots 0\n")
         });
-        assert_eq!(server.get("/debug/pprof/heap").status, 200);
-        for waits in waiting {
-            assert_eq!(waits.join().unwrap().status, 200);
-        }
+    }
+    assert_eq!(server.get("/debug/pprof/heap").status, 200);
+    // Who leaves does not wait any more.
+    drop(waiting);
+    wait_until("the end of waiting", || {
+        server.get("/metrics").text().contains("memtrace_http_deltas 0\n")
     });
-    server.stop();
 }
 
 #[test]
@@ -160,16 +180,11 @@ fn a_client_that_leaves_frees_its_slot_when_the_snapshot_is_done() {
         delay: Duration::from_millis(300),
         ..source(&["web"])
     });
-    let request =
-        format!("GET /debug/pprof/heap HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n");
-    let mut busy = 0;
     for _ in 0..20 {
-        let mut stream = TcpStream::connect(server.address()).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
+        let stream = server.begin("/debug/pprof/heap");
         thread::sleep(Duration::from_millis(10));
         drop(stream);
-        busy = busy.max(server.source.most.load(Ordering::SeqCst));
     }
-    assert!(busy <= 4, "{busy} at once");
+    assert!(server.source.most.load(Ordering::SeqCst) <= 4);
     wait_until("a free slot", || server.get("/debug/pprof/heap").status == 200);
 }

@@ -149,7 +149,7 @@ fn text_is_there_for_people() {
     assert_eq!(heap.header("content-disposition"), "");
     assert!(
         heap.text()
-            .starts_with("heap profile: 8: 4796 [17: 8892] @ heap/2\n1: 4096 [10: 8192] @ 0x1010 0x1020\n"),
+            .starts_with("heap profile: 8: 4796 [17: 8892] @ heap/2\n1: 4096 [10: 8192] @ 0x1011 0x1021\n"),
         "{}",
         heap.text()
     );
@@ -157,7 +157,7 @@ fn text_is_there_for_people() {
     assert!(
         goroutines
             .text()
-            .starts_with("goroutine profile: total 520\n519 @ 0x2010\n"),
+            .starts_with("goroutine profile: total 520\n519 @ 0x2011\n"),
         "{}",
         goroutines.text()
     );
@@ -197,7 +197,7 @@ fn go_tool_pprof_fetches() {
         top.contains("Type: inuse_space") && top.contains("inlined"),
         "{top}"
     );
-    assert!(top.contains("4.68kB total"), "{top}");
+    assert!(top.contains("4796B total"), "{top}");
     let fetch = |path: &str| {
         pprof(
             &server,
@@ -218,10 +218,10 @@ fn go_tool_pprof_fetches() {
         "{goroutines}"
     );
     let delta = pprof(&server, &["-top", "-seconds=1", &heap]).unwrap();
-    assert!(
-        delta.contains("of 4kB total") || delta.contains("4kB   100%"),
-        "{delta}"
-    );
+    assert!(delta.contains("of 4kB total"), "{delta}");
+    // It may ask for symbols that are not there; the profile is as good without.
+    let symbols = pprof(&server, &["-symbolize=force:remote", "-top", &heap]).unwrap();
+    assert!(symbols.contains("inlined"), "{symbols}");
     // The same profile without the authority to see it says why not.
     let refused = pprof(&server, &["-top", &heap.replace(TOKEN, "wrong")]).unwrap();
     assert!(
@@ -258,7 +258,6 @@ fn go_tool_pprof_saves_and_compares() {
             "goroutine" => ("goroutine/count", "0x2010"),
             _ => ("fd/count", "0x3010"),
         };
-        let address = &address[..address.len() - 1];
         assert!(read.contains(samples) && read.contains(address), "{read}");
     }
 }

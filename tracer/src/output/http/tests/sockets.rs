@@ -14,6 +14,7 @@ use std::{
     thread,
 };
 
+use clap::Parser as _;
 use rustix::process::geteuid;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -151,6 +152,42 @@ fn addresses_are_parsed() {
     ] {
         let why = parse(wrong).unwrap_err();
         assert!(why.contains("write for example"), "{why}");
+    }
+}
+
+#[test]
+fn options_are_parsed() {
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        http: HttpOptions,
+    }
+    let parse = |options: &[&str]| {
+        let words = ["memtrace"].iter().chain(options);
+        Line::try_parse_from(words).map(|line| line.http)
+    };
+    let some = parse(&[
+        "--listen",
+        "unix:/run/a.sock",
+        "--allow-host",
+        "node-7.",
+        "--allow-host",
+        "b",
+    ])
+    .unwrap();
+    assert_eq!(some.listen, Some(Listen::Unix("/run/a.sock".into())));
+    assert_eq!(some.allow_host, ["node-7", "b"]);
+    assert!(parse(&[]).unwrap().listen.is_none());
+    for wrong in [
+        &["--listen", "6060"][..],
+        &["--tls-cert", "a"],
+        &["--tls-key", "a"],
+        &["--allow-host", "a:6060"],
+        &["--allow-host", "http://a"],
+        &["--allow-host", ""],
+        &["--token", "secret"],
+    ] {
+        assert!(parse(wrong).is_err(), "{wrong:?}");
     }
 }
 

@@ -8,21 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::fixture::{AGES, Fixture, Running, TOKEN, read_all, source, wait_until};
-
-fn begin(server: &Running, path: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(server.address()).unwrap();
-    stream.set_read_timeout(Some(AGES)).unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n");
-    stream.write_all(request.as_bytes()).unwrap();
-    stream
-}
+use super::fixture::{Fixture, Running, TOKEN, read_all, source, wait_until};
 
 #[test]
 fn who_waits_is_told() {
     let mut server = Running::at_port(source(&["web"]));
     let mut waiting: Vec<TcpStream> = (0..3)
-        .map(|_| begin(&server, "/debug/pprof/heap?seconds=3600"))
+        .map(|_| server.begin("/debug/pprof/heap?seconds=3600"))
         .collect();
     wait_until("the first snapshots", || {
         server.source.taken.load(Ordering::SeqCst) == 3
@@ -46,7 +38,7 @@ fn a_snapshot_that_takes_long_does_not_delay_the_end() {
         delay: Duration::from_secs(600),
         ..source(&["web"])
     });
-    let mut asking = begin(&server, "/debug/pprof/heap");
+    let mut asking = server.begin("/debug/pprof/heap");
     thread::sleep(Duration::from_millis(100));
     assert!(server.stop() < Duration::from_secs(5));
     let answer = read_all(&mut asking);
@@ -59,7 +51,7 @@ fn a_snapshot_that_takes_long_does_not_delay_the_end() {
 #[test]
 fn who_does_not_read_does_not_delay_the_end() {
     let mut server = Running::at_port(source(&["web"]));
-    let mut streams: Vec<TcpStream> = (0..20).map(|_| begin(&server, "/targets")).collect();
+    let mut streams: Vec<TcpStream> = (0..20).map(|_| server.begin("/targets")).collect();
     for stream in &mut streams {
         // Many requests, no answer of which is read.
         let request =
