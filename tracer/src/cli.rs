@@ -15,8 +15,7 @@ pub(crate) use values::parse_duration;
 use crate::target::containers::Wanted;
 
 /// The ways to use it.
-const USAGE: &str =
-    "memtrace [OPTIONS] --pid PID\n       memtrace [OPTIONS] --container NAME\n       memtrace [OPTIONS] -- CMD [ARGS]...\n       memtrace serve [OPTIONS]";
+const USAGE: &str = "memtrace [OPTIONS] --pid PID\n       memtrace [OPTIONS] --container NAME\n       memtrace [OPTIONS] -- CMD [ARGS]...\n       memtrace serve [OPTIONS]";
 
 /// What `--help` shows below the options.
 const AFTER_HELP: &str = "\

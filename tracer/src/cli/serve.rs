@@ -236,7 +236,9 @@ fn options_of(table: &toml::Table, words: &[OsString]) -> Result<ServeArguments,
 /// A target of a file; what it does not say is as in `recording`.
 fn target_of(table: &toml::Table, recording: &Recording) -> Result<TargetArguments, String> {
     let words = words_of(table)?;
-    let whole = TargetArguments::command().try_get_matches_from(&words).map_err(told)?;
+    let whole = TargetArguments::command()
+        .try_get_matches_from(&words)
+        .map_err(told)?;
     let target = TargetArguments::from_arg_matches(&whole).map_err(told)?;
     let without_defaults = TargetArguments::command().mut_args(without_default);
     let said = without_defaults.try_get_matches_from(&words).map_err(told)?;
@@ -265,7 +267,11 @@ fn words_of(table: &toml::Table) -> Result<Vec<String>, String> {
                 toml::Value::Boolean(true) => words.push(format!("--{option}")),
                 toml::Value::String(text) => words.push(format!("--{option}={text}")),
                 toml::Value::Integer(number) => words.push(format!("--{option}={number}")),
-                _ => return Err(format!("`{key}` must be a text, a number, true or false, or a list of them")),
+                _ => {
+                    return Err(format!(
+                        "`{key}` must be a text, a number, true or false, or a list of them"
+                    ));
+                }
             }
         }
     }

@@ -278,7 +278,11 @@ impl Tracer {
     /// What was attached to and has something left, see [`Tracer::add`].
     pub fn roots(&self) -> HashSet<u32> {
         let ending = self.ending.iter().map(|(space, _)| space);
-        self.spaces.values().chain(ending).map(|space| space.root).collect()
+        self.spaces
+            .values()
+            .chain(ending)
+            .map(|space| space.root)
+            .collect()
     }
 
     /// The Go programs that were opened.

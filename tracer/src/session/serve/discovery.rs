@@ -162,12 +162,7 @@ impl Spec {
 }
 
 /// Asks the engines for a container.
-async fn ask(
-    wanted: &Wanted,
-    endpoints: &Endpoints,
-    found: &mut Vec<Container>,
-    told: &mut Option<String>,
-) {
+async fn ask(wanted: &Wanted, endpoints: &Endpoints, found: &mut Vec<Container>, told: &mut Option<String>) {
     match containers::find_all(wanted, endpoints).await {
         Ok(containers) => {
             *found = containers;

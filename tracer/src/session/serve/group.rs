@@ -123,11 +123,7 @@ fn run(settings: &Settings, commands: mpsc::UnboundedReceiver<Command>, tell: im
     tell(Event::Over);
 }
 
-async fn follow(
-    settings: &Settings,
-    mut commands: mpsc::UnboundedReceiver<Command>,
-    tell: &impl Fn(Event),
-) {
+async fn follow(settings: &Settings, mut commands: mpsc::UnboundedReceiver<Command>, tell: &impl Fn(Event)) {
     let Some((tracer, process)) = first(settings, &mut commands, tell).await else {
         return;
     };

@@ -7,7 +7,10 @@ use crate::{cli::TargetArguments, target::containers::Container};
 
 /// A process; `None` if there is none of this id.
 pub fn of_process(arguments: &Arc<TargetArguments>, pid: u32) -> Option<Found> {
-    let stat = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?;
+    let stat = procfs::process::Process::new(i32::try_from(pid).ok()?)
+        .ok()?
+        .stat()
+        .ok()?;
     let name = arguments.name.clone().unwrap_or_else(|| stat.comm.clone());
     Some(Found {
         id: format!("pid-{pid}"),
@@ -47,7 +50,10 @@ pub fn of_container(
             labels.insert("node".into(), pod.node.clone());
             (
                 format!("pod-{}-{}-{}", pod.namespace, pod.name, pod.container),
-                format!("{name} (pod {}/{}, container {})", pod.namespace, pod.name, pod.container),
+                format!(
+                    "{name} (pod {}/{}, container {})",
+                    pod.namespace, pod.name, pod.container
+                ),
             )
         }
         None => (

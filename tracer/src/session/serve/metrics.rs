@@ -10,7 +10,10 @@ use prometheus_client::{
 };
 
 use super::source::Shared;
-use crate::output::{http, push::{Counters, Pusher}};
+use crate::output::{
+    http,
+    push::{Counters, Pusher},
+};
 
 /// The metrics of the daemon; all names begin with `memtrace_`.
 pub fn registry(shared: &Arc<Shared>, pusher: &Arc<Pusher>) -> Registry {
@@ -38,10 +41,22 @@ type PushMetric = (&'static str, &'static str, fn(&Counters) -> u64);
 
 /// What is counted of each store.
 const PUSHED: [PushMetric; 4] = [
-    ("push_sent", "Profiles that a store took", |counters| counters.sent),
-    ("push_failed", "Profiles that a store refused, or that could not be sent", |counters| counters.failed),
-    ("push_retried", "Attempts after the first", |counters| counters.retried),
-    ("push_dropped", "Profiles for which there was no room", |counters| counters.dropped),
+    ("push_sent", "Profiles that a store took", |counters| {
+        counters.sent
+    }),
+    (
+        "push_failed",
+        "Profiles that a store refused, or that could not be sent",
+        |counters| counters.failed,
+    ),
+    ("push_retried", "Attempts after the first", |counters| {
+        counters.retried
+    }),
+    (
+        "push_dropped",
+        "Profiles for which there was no room",
+        |counters| counters.dropped,
+    ),
 ];
 
 impl Collector for Daemon {
@@ -51,8 +66,16 @@ impl Collector for Daemon {
         let processes: usize = entries.iter().map(|entry| entry.roots.len()).sum();
         let gauges = [
             ("targets", "Targets that are traced", traced),
-            ("targets_waiting", "Targets that are not traced, for want of room or because it is not possible", entries.len() - traced),
-            ("processes", "Processes that memtrace attached to, without what descends from them", processes),
+            (
+                "targets_waiting",
+                "Targets that are not traced, for want of room or because it is not possible",
+                entries.len() - traced,
+            ),
+            (
+                "processes",
+                "Processes that memtrace attached to, without what descends from them",
+                processes,
+            ),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
@@ -72,7 +95,8 @@ impl Collector for Daemon {
             }
         }
         let queued = ConstGauge::new(0_i64).metric_type();
-        let mut metric = encoder.encode_descriptor("push_queued", "Profiles that wait for a store", None, queued)?;
+        let mut metric =
+            encoder.encode_descriptor("push_queued", "Profiles that wait for a store", None, queued)?;
         for (store, counters) in &stores {
             let labels = [("store", store.as_str())];
             let value = i64::try_from(counters.queued).unwrap_or(i64::MAX);

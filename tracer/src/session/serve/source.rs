@@ -87,7 +87,11 @@ impl Source for Shared {
     }
 
     async fn profile(&self, target: &str, name: ProfileName) -> Result<Arc<Profile>, SourceError> {
-        let entry = self.read().iter().find(|entry| entry.summary.id == target).cloned();
+        let entry = self
+            .read()
+            .iter()
+            .find(|entry| entry.summary.id == target)
+            .cloned();
         let entry = entry.ok_or(SourceError::Gone)?;
         if entry.group.is_none() {
             return Err(SourceError::NotAvailable(entry.summary.notes.join("; ")));

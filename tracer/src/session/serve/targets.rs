@@ -131,7 +131,12 @@ impl Targets {
             }
             self.attach(&target);
         }
-        let gone: Vec<String> = self.traced.keys().filter(|id| !wanted.contains(*id)).cloned().collect();
+        let gone: Vec<String> = self
+            .traced
+            .keys()
+            .filter(|id| !wanted.contains(*id))
+            .cloned()
+            .collect();
         for id in gone {
             self.release(&id);
         }
@@ -323,7 +328,10 @@ impl Targets {
         };
         // One that lived for a moment is of no interest.
         if Process::open(pid).is_ok() {
-            log::warn!("process {pid} of {} is not traced: {why}", printable(&traced.found.title));
+            log::warn!(
+                "process {pid} of {} is not traced: {why}",
+                printable(&traced.found.title)
+            );
         }
         traced.refused.insert(pid, why);
     }
@@ -340,7 +348,10 @@ impl Targets {
 
     /// The last profiles of a target.
     fn end(&self, traced: Traced) -> Ending {
-        say(&format!("{} has ended, or was let go", printable(&traced.found.title)));
+        say(&format!(
+            "{} has ended, or was let go",
+            printable(&traced.found.title)
+        ));
         let entry = self.entry(&traced);
         let (answer, profiles) = oneshot::channel();
         let _received = self.naming.send(Job::Last {
@@ -415,7 +426,10 @@ impl Targets {
 
     fn entry(&self, traced: &Traced) -> Entry {
         let found = &traced.found;
-        let notes = traced.roots.values().flat_map(|coverage| coverage.not_covered.iter().cloned());
+        let notes = traced
+            .roots
+            .values()
+            .flat_map(|coverage| coverage.not_covered.iter().cloned());
         let refused = traced
             .refused
             .iter()
@@ -433,7 +447,10 @@ impl Targets {
             },
             labels: found.labels.clone(),
             is_go: traced.is_go,
-            group: self.groups.get(&traced.group).map(|member| member.group.commands()),
+            group: self
+                .groups
+                .get(&traced.group)
+                .map(|member| member.group.commands()),
             roots: traced.roots.keys().copied().collect(),
             frames: recording.allocator_frames(),
         }
@@ -442,10 +459,17 @@ impl Targets {
 
 /// The profiles that can be asked for.
 fn names(recording: &Recording, traced: &Traced) -> Vec<ProfileName> {
-    let has_native = traced.roots.values().any(|coverage| !coverage.allocators.is_empty());
+    let has_native = traced
+        .roots
+        .values()
+        .any(|coverage| !coverage.allocators.is_empty());
     let kinds = [
         (ProfileKind::Heap, ProfileName::Heap, true),
-        (ProfileKind::Heap, ProfileName::HeapNative, traced.is_go && has_native),
+        (
+            ProfileKind::Heap,
+            ProfileName::HeapNative,
+            traced.is_go && has_native,
+        ),
         (ProfileKind::Fd, ProfileName::Fd, true),
         (ProfileKind::Mmap, ProfileName::Mmap, true),
         (ProfileKind::Growth, ProfileName::Growth, true),

@@ -27,7 +27,13 @@ pub(super) fn of(init: u32, id: &str) -> io::Result<Vec<u32>> {
 /// The processes of the cgroup with this path, in whichever hierarchy, and of those below it, in ascending order.
 pub(super) fn below(path: &str) -> Vec<u32> {
     let path = format!("/{}", path.trim_matches('/'));
-    let is_in = |place: &Place| Place { path: path.clone(), ..place.clone() }.contains(place);
+    let is_in = |place: &Place| {
+        Place {
+            path: path.clone(),
+            ..place.clone()
+        }
+        .contains(place)
+    };
     let all = cgroup::of_all_processes();
     let inside = all.filter(|(pid, places)| *pid != std::process::id() && places.iter().any(is_in));
     let mut pids: Vec<u32> = inside.map(|(pid, _)| pid).collect();
