@@ -291,7 +291,7 @@ fn docker(socket: &Path, containers: &[(&str, &str)], pid: u32) {
     serve(socket, move |request| {
         let body = if request.contains("/version") {
             r#"{"ApiVersion":"1.41"}"#.to_owned()
-        } else if request.contains("/v1.41/containers/json") {
+        } else if request.contains("/containers/json") {
             list.clone()
         } else {
             format!(r#"{{"State":{{"Pid":{pid}}}}}"#)
