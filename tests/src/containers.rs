@@ -26,7 +26,7 @@ pub struct Engine {
     daemon: Child,
     /// The client's program and the arguments that say which engine.
     client: Vec<String>,
-    /// What every `run` needs.
+    /// What every `run` needs beside the network.
     run: Vec<String>,
     /// The environment variable that names the socket.
     variable: &'static str,
@@ -53,7 +53,7 @@ impl Engine {
         Self {
             daemon: Child::spawn(&mut command)?,
             client: vec![client.display().to_string(), "--host".to_owned(), address],
-            run: ["--network", "none"].map(str::to_owned).to_vec(),
+            run: Vec::new(),
             variable: "DOCKER_HOST",
             socket,
             directory,
@@ -87,11 +87,7 @@ impl Engine {
         Self {
             daemon: Child::spawn(&mut command)?,
             client,
-            run: ["--network", "none"]
-                .iter()
-                .chain(&limits)
-                .map(|&word| word.to_owned())
-                .collect(),
+            run: limits.map(str::to_owned).to_vec(),
             variable: "CONTAINER_HOST",
             socket,
             directory,
@@ -160,6 +156,9 @@ impl Engine {
     pub fn run(&self, name: &str, image: &str, options: &[&str]) -> Result<u32> {
         let mut arguments = vec!["run", "--detach", "--name", name];
         arguments.extend(self.run.iter().map(String::as_str));
+        if !options.contains(&"--network") {
+            arguments.extend(["--network", "none"]);
+        }
         arguments.extend(options);
         arguments.extend([image, "/contained"]);
         self.client(&arguments)?;

@@ -68,7 +68,7 @@ pub struct Arguments {
 
     /// The socket of the container runtime that a kubelet uses, such as unix:///run/containerd/containerd.sock
     /// [default: CONTAINER_RUNTIME_ENDPOINT, or the usual ones].
-    #[arg(long, value_name = "SOCKET", requires = "container")]
+    #[arg(long, value_name = "SOCKET", requires = "container", conflicts_with_all = ["pid", "command"])]
     pub runtime_endpoint: Option<String>,
 
     /// Trace the processes that it forks, too, and the programs that they execute; each gets a profile of its own.

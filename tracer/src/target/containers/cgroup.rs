@@ -171,8 +171,8 @@ pub(super) fn ids_that_begin_with(beginning: &str) -> BTreeSet<String> {
 mod tests {
     use super::{Place, id_of, names, of_container};
 
-    const ID: &str = "1bc0cea1a16a07af9a5ab9e663ee556d4e8ade57d27cdbdf57aef97b6d58a140";
-    const OTHER: &str = "5a826220e871ff2105808e05e88b5a8c8b8c01482af3c1d06fdd565e2ba9c3f8";
+    const ID: &str = "a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90";
+    const OTHER: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0";
 
     fn place(hierarchy: u32, controllers: &str, path: &str) -> Place {
         let controllers = controllers.split(',').filter(|name| !name.is_empty());

@@ -58,7 +58,9 @@ pub(super) async fn first_process(socket: &Path, id: &str) -> Result<u32, Engine
 async fn connect(socket: &Path) -> Result<Docker, EngineError> {
     let path = socket.to_str();
     let path = path.ok_or_else(|| EngineError::Refused("its path is not UTF-8".to_owned()))?;
-    let connected = Docker::connect_with_unix(path, EngineError::PATIENCE.as_secs(), API_DEFAULT_VERSION);
+    // Who asks waits less long, and says so in words of its own.
+    let patience = 2 * EngineError::PATIENCE.as_secs();
+    let connected = Docker::connect_with_unix(path, patience, API_DEFAULT_VERSION);
     let docker = connected.map_err(|error| EngineError::refused(&error))?;
     // An older engine refuses questions of a newer version of the API.
     let agreed = docker.negotiate_version().await;

@@ -15,8 +15,8 @@ use super::{
     ContainerError, Endpoint, Endpoints, Engine, EngineError, Listed, Pod, Wanted, find, find_all, listing,
 };
 
-const ID: &str = "1bc0cea1a16a07af9a5ab9e663ee556d4e8ade57d27cdbdf57aef97b6d58a140";
-const OTHER: &str = "5a826220e871ff2105808e05e88b5a8c8b8c01482af3c1d06fdd565e2ba9c3f8";
+const ID: &str = "a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90";
+const OTHER: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0";
 
 fn wanted(text: &str) -> Wanted {
     Wanted::parse(text).expect("this is understood")
@@ -291,7 +291,7 @@ fn docker(socket: &Path, containers: &[(&str, &str)], pid: u32) {
     serve(socket, move |request| {
         let body = if request.contains("/version") {
             r#"{"ApiVersion":"1.41"}"#.to_owned()
-        } else if request.contains("/v1.41/containers/json") {
+        } else if request.contains("/containers/json") {
             list.clone()
         } else {
             format!(r#"{{"State":{{"Pid":{pid}}}}}"#)
@@ -331,7 +331,7 @@ async fn the_same_name_in_two_engines() {
     // One that two engines tell of is one.
     let text = both.expect_err("there are two").to_string();
     assert_eq!(text.lines().count(), 3, "{text}");
-    assert!(text.contains("docker://1bc0cea1a16a  web") && text.contains("podman://5a826220e871  web"));
+    assert!(text.contains("docker://a1b2c3d4e5f6  web") && text.contains("podman://0f1e2d3c4b5a  web"));
     assert!(matches!(of_podman, Err(ContainerError::Ambiguous { candidates, .. }) if candidates.len() == 2));
     let only = only.expect("there is one");
     assert_eq!((only.id.as_str(), only.init), (ID, child.id()));
