@@ -2,6 +2,7 @@
 
 mod faults;
 mod fields;
+mod real;
 mod server;
 
 use std::{
