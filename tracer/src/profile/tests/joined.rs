@@ -161,7 +161,7 @@ impl Writer {
         let location_id = (0..=stack % 3)
             .map(|depth| self.frame(stack % 2, 0x100 + stack, &format!("f{stack}_{depth}")))
             .collect();
-        let label = (stack % 3 == 0).then(|| Label {
+        let label = stack.is_multiple_of(3).then(|| Label {
             key: self.string("kind"),
             str: self.string(&format!("k{stack}")),
             ..Label::default()
