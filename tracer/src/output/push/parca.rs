@@ -3,9 +3,10 @@
 //! Parca tells profile types with a duration from those without (`…:delta`), and shows the former per second. So the state at one moment and
 //! what an interval added are two profiles of one series.
 
-use std::time::Duration;
+use std::{error::Error as _, iter::successors, time::Duration};
 
 use http::{HeaderValue, Uri, header::AUTHORIZATION, uri::PathAndQuery};
+use hyper_util::client::legacy;
 use tonic::{Code, Request, Status, client::Grpc, metadata::MetadataValue};
 use tonic_prost::ProstCodec;
 
@@ -13,7 +14,7 @@ use super::{
     client::Http2,
     messages::{Label, LabelSet, ParcaSeries, RawSample, WriteRawRequest, WriteRawResponse},
     options::Destination,
-    pyroscope::shown,
+    pyroscope::{causes, shown},
     verdict::{LOGIN, TOO_LARGE, Verdict},
 };
 
@@ -46,7 +47,7 @@ impl Parca {
         }
         if let Err(error) = grpc.ready().await {
             return Verdict::Later {
-                why: super::pyroscope::causes(&error),
+                why: causes(&error),
                 after: None,
             };
         }
@@ -72,10 +73,11 @@ pub(super) fn message(labels: Vec<Label>, profiles: Vec<Vec<u8>>) -> WriteRawReq
 /// The verdict of a gRPC status that is no success (<https://grpc.io/docs/guides/status-codes/>).
 fn of_status(status: &Status) -> Verdict {
     let mut why = format!("gRPC status {:?}: {}", status.code(), shown(status.message()));
-    if let Some(source) = std::error::Error::source(status) {
-        why = format!("{why}: {}", super::pyroscope::causes(source));
+    if let Some(source) = status.source() {
+        why = format!("{why}: {}", causes(source));
     }
     match status.code() {
+        _ if is_of_the_connection(status) => Verdict::Later { why, after: None },
         // grpc-go gives this code for a message over its limit, too: "received message larger than max".
         Code::ResourceExhausted if status.message().contains("larger than max") => Verdict::Refused {
             why,
@@ -96,6 +98,12 @@ fn of_status(status: &Status) -> Verdict {
         },
         _ => Verdict::Refused { why, advice: None },
     }
+}
+
+/// Whether tonic made the status of an error of the client, which it mostly calls `Unknown`: nothing came from the store.
+fn is_of_the_connection(status: &Status) -> bool {
+    let mut causes = successors(status.source(), |&cause| cause.source());
+    causes.any(|cause| cause.is::<legacy::Error>())
 }
 
 /// The milliseconds of `grpc-retry-pushback-ms` (gRPC proposal A6).
