@@ -2,8 +2,8 @@
 //!
 //! This and not the older `/ingest`: that one makes an application name and a label set of a string, and wants a table of the
 //! sample types it does not know, in which each gets a new name. Here the labels are labels, the profile is stored as it is, every
-//! sample type under its own name and unit, and Pyroscope's documentation calls the interface stable. Grafana Cloud and
-//! Alloy take it, too. Connect (<https://connectrpc.com/docs/protocol#unary-request>) needs no more than a POST, which
+//! sample type under its own name and unit, and Pyroscope's documentation calls the interface stable. Grafana
+//! Alloy takes it, too. Connect (<https://connectrpc.com/docs/protocol#unary-request>) needs no more than a POST, which
 //! every proxy passes on; gRPC would need HTTP/2 all the way.
 
 use http::{
