@@ -2,7 +2,6 @@
 
 mod faults;
 mod fields;
-mod real;
 mod server;
 
 use std::{
