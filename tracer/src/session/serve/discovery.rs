@@ -146,8 +146,9 @@ impl Spec {
                 next_look,
                 told,
             } => {
-                let is_due = *next_look <= Instant::now();
-                if is_due || found.iter().any(|container| container.processes().is_err()) && is_due {
+                // One that is gone may be back under its name at once.
+                let is_lost = found.iter().any(|container| container.processes().is_err());
+                if is_lost || *next_look <= Instant::now() {
                     *next_look = Instant::now() + ENGINE_PERIOD;
                     ask(wanted, endpoints, found, told).await;
                 }
