@@ -34,10 +34,11 @@ use super::{Error, privilege, say};
 use crate::{
     cli::{Configuration, ServeArguments},
     output::{
-        http::{self, Server},
+        http::{self, Server, SourceError},
         push::{self, Counters, Offer, Pusher},
     },
     target::containers::Endpoints,
+    text::printable,
 };
 
 /// How often targets are looked for.
@@ -89,7 +90,7 @@ impl Daemon {
         let server = Server::bind(&options.http).map_err(|error| Error::Usage(error.to_string()))?;
         let pusher = Pusher::start(&options.push, &Handle::current());
         let pusher = Arc::new(pusher.map_err(|error| Error::Usage(error.to_string()))?);
-        let naming = Naming::start()?;
+        let naming = Naming::start(!options.push.push.is_empty())?;
         let shared = Arc::new(Shared::new(naming.jobs()));
         let (sender, events) = mpsc::unbounded_channel();
         let mut daemon = Self {
@@ -171,10 +172,14 @@ impl Daemon {
                     Wish::Reload => self.reload(arguments, words),
                 },
                 Some((group, event)) = self.events.recv() => self.note(group, event),
-                _ = looks.tick() => {
-                    let found = self.discovery.look().await;
-                    self.targets.reconcile(found);
-                }
+                // An engine that hangs must not keep the daemon from ending.
+                _ = looks.tick() => tokio::select! {
+                    wish = signals.next() => match wish {
+                        Wish::End => return,
+                        Wish::Reload => self.reload(arguments, words),
+                    },
+                    found = self.discovery.look() => self.targets.reconcile(found),
+                },
             }
         }
     }
@@ -245,8 +250,11 @@ fn notify(states: &[NotifyState<'_>]) {
 async fn offer_all(shared: &Shared, pusher: &Pusher) {
     for entry in shared.entries() {
         let until = SystemTime::now();
-        if let Some(profiles) = shared.profiles(&entry, None).await {
-            offer(&entry, profiles, until, pusher);
+        match shared.profiles(&entry, None).await {
+            Ok(profiles) => offer(&entry, profiles, until, pusher),
+            // Its last words come by themselves.
+            Err(SourceError::Gone) => {}
+            Err(error) => log::warn!("{} is not pushed: {error}", printable(&entry.summary.title)),
         }
     }
 }
