@@ -65,9 +65,9 @@ pub fn busy(program: &str, time: Duration) -> Result<Child> {
     Child::spawn(Command::new(program).arg(time.as_millis().to_string()))
 }
 
-/// Insists on so many blocks, allocated and held in a function.
+/// Insists on so many blocks, allocated and held in a function, without what children have from their parents.
 pub fn check(heap: &Heap, function: &str, allocated: i64, held: i64) -> Result<()> {
-    let sites = heap.by_function("served_");
+    let sites = heap.by_function_and_origin("served_", false);
     let values = sites.get(function).copied().unwrap_or_default();
     ensure!(
         (values.alloc_objects, values.inuse_objects) == (allocated, held)

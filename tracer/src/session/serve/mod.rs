@@ -186,7 +186,7 @@ impl Daemon {
 
     /// Reads the configuration again; what cannot be used changes nothing.
     fn reload(&mut self, arguments: &ServeArguments, words: &[OsString]) {
-        notify(&[NotifyState::Reloading]);
+        notify(&reloading());
         let read = read(arguments, words).and_then(|new| Ok((discovery_of(&new)?, new)));
         match read {
             Ok((discovery, new)) => {
@@ -238,6 +238,12 @@ fn budget_of(options: &ServeArguments) -> Budget {
         targets: options.max_targets,
         memory: options.max_memory,
     }
+}
+
+/// `Type=notify-reload` wants the time with it (`sd_notify(3)`, RELOADING=1); without a clock there is none.
+fn reloading() -> Vec<NotifyState<'static>> {
+    let time = NotifyState::monotonic_usec_now();
+    std::iter::once(NotifyState::Reloading).chain(time).collect()
 }
 
 /// Tells systemd, if it started memtrace.
