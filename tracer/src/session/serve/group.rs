@@ -3,9 +3,13 @@
 use std::{
     collections::HashMap,
     sync::{Arc, mpsc as std_mpsc},
+    time::Duration,
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
 
 use super::naming::Job;
 use crate::{
@@ -20,6 +24,10 @@ use crate::{
 
 /// The number of a group, unique in the daemon.
 pub type GroupId = u32;
+
+/// How long a group stays that has nothing to trace. To end it and begin another takes seconds on a busy machine, in which what
+/// restarts, or lives for a moment only, would not be traced.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// What a group is asked for.
 pub enum Command {
@@ -95,7 +103,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// Begins a group, which ends by itself when it has nothing left to trace. The last words on processes go to `naming`: from
+    /// Begins a group, which ends by itself when it has had nothing to trace for a while. The last words on processes go to `naming`: from
     /// here, so that they are there before the next snapshot is, and nothing is missing or counted twice.
     ///
     /// # Errors
@@ -180,16 +188,18 @@ async fn follow(
             return;
         }
     };
+    let mut idle_since: Option<Instant> = None;
     loop {
-        if group.roots.is_empty() && !group.tracer.has_past() {
-            break;
-        }
+        let is_idle = group.roots.is_empty() && !group.tracer.has_past();
+        idle_since = is_idle.then(|| idle_since.unwrap_or_else(Instant::now));
+        let idle_until = idle_since.unwrap_or_else(Instant::now) + LINGER;
         tokio::select! {
             biased;
             command = commands.recv() => match command {
                 Some(Command::End) | None => break,
                 Some(command) => group.obey(command),
             },
+            () = sleep_until(idle_until), if is_idle => break,
             due = events.next(&group.tracer) => {
                 events.perform(due, &mut group.tracer);
                 if due == Due::Tidying {
@@ -268,7 +278,10 @@ impl<T: Fn(Event)> Running<'_, T> {
         match command {
             Command::Attach(process, owner) => {
                 let pid = process.pid();
-                match self.tracer.add(process) {
+                let began = Instant::now();
+                let added = self.tracer.add(process);
+                log::debug!("process {pid} was added in {} ms", began.elapsed().as_millis());
+                match added {
                     Ok(root) => self.note_attached(pid, root, owner),
                     Err(error) => (self.tell)(Event::Refused {
                         pid,

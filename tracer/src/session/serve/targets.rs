@@ -76,6 +76,8 @@ struct Member {
     group: Group,
     recording: Recording,
     memory: u64,
+    /// Whether it has attached to anything; then it ends by itself.
+    has_begun: bool,
 }
 
 /// What the daemon knows of all of it.
@@ -232,6 +234,7 @@ impl Targets {
                 group,
                 recording,
                 memory,
+                has_begun: false,
             },
         );
         Ok(id)
@@ -310,12 +313,12 @@ impl Targets {
         self.waiting.insert(id.to_owned(), waiting);
     }
 
-    /// Ends a group that no target is traced by: it may never have had anything to trace.
+    /// Ends a group that no target is traced by and that never had anything to trace.
     fn end_unused(&self, group: GroupId) {
         if self.traced.values().any(|traced| traced.group == group) {
             return;
         }
-        if let Some(member) = self.groups.get(&group) {
+        if let Some(member) = self.groups.get(&group).filter(|member| !member.has_begun) {
             member.group.ask(Command::End);
         }
     }
@@ -368,6 +371,9 @@ impl Targets {
         coverage: Coverage,
         is_go: bool,
     ) {
+        if let Some(member) = self.groups.get_mut(&group) {
+            member.has_begun = true;
+        }
         let Some(traced) = self.of_group(group, target) else {
             // It is not wanted any more.
             if let Some(member) = self.groups.get(&group) {
