@@ -246,7 +246,7 @@ fn a_file_that_is_read_again() -> Result<()> {
     ensure!(daemon.profile(&comes.id(), "fd")?.0 == 404, "fd is not recorded");
     config.write("[[target]]\npid = 1\npids = 2\n")?;
     daemon.signal(libc::SIGHUP)?;
-    let why = daemon.expect("memtrace: error: the configuration stays as it was: ")?;
+    let why = daemon.expect("memtrace: the configuration stays as it was: ")?;
     ensure!(why.contains("target 1") && why.contains("--pids"), "{why}");
     std::thread::sleep(Duration::from_secs(2));
     stays.go("heap 1")?;
