@@ -45,7 +45,7 @@ impl Churn {
                 continue;
             }
             let (child, began) = self.living.swap_remove(at);
-            self.note(child.pid(), began);
+            self.note(child.pid(), began, Instant::now());
         }
         while self.living.len() < TARGETS {
             self.started += 1;
@@ -57,8 +57,8 @@ impl Churn {
         Ok(())
     }
 
-    fn note(&mut self, pid: u32, began: Instant) {
-        if began.elapsed() > INTERVAL + ATTACHING {
+    fn note(&mut self, pid: u32, began: Instant, ended: Instant) {
+        if ended - began > INTERVAL + ATTACHING {
             self.long.insert(pid);
         }
     }
@@ -129,6 +129,7 @@ fn fifty_targets_that_come_and_go() -> Result<()> {
     }
     let events = format!("memtrace_{}_", daemon.pid());
     // What runs now is let go of alive.
+    let stopped = Instant::now();
     let ended = daemon.stop()?;
     eprintln!(
         "it ended in {:?}: {}",
@@ -137,7 +138,7 @@ fn fifty_targets_that_come_and_go() -> Result<()> {
     );
     for at in 0..churn.living.len() {
         let (pid, began) = (churn.living[at].0.pid(), churn.living[at].1);
-        churn.note(pid, began);
+        churn.note(pid, began, stopped);
         if churn.living[at].0.is_running()? {
             kernel::await_unpatched(pid)?;
         }
