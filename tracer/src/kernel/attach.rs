@@ -96,7 +96,8 @@ struct Event {
     name: String,
     number: u64,
     /// Carries the program. It must not be inherited: with the first child's end the kernel would take the program off
-    /// all of them (`kernel/events/core.c`, `perf_event_free_bpf_prog`).
+    /// all of them (`kernel/events/core.c`, `perf_event_free_bpf_prog`). It must not keep a process attached that is let go
+    /// of, either, see [`idle_thread`].
     _carrier: (OwnedFd, OwnedFd),
     /// Decide in which address spaces the places are live; each with the process that it was opened for.
     filters: Vec<(u32, OwnedFd)>,
@@ -247,7 +248,10 @@ impl Following {
             defined.map_err(refused("define"))?;
         }
         let number = self.tracefs.event(&name).map_err(refused("find"))?;
-        let carrier = perf::open(number, Watched::Thread(first.get())).map_err(refused("open"))?;
+        let carrier = idle_thread()
+            .and_then(|thread| perf::open(number, Watched::Thread(thread)).ok())
+            .map_or_else(|| perf::open(number, Watched::Thread(first.get())), Ok);
+        let carrier = carrier.map_err(refused("open"))?;
         let fd = loaded(ebpf, program, is_return)?;
         let link = perf::link(fd, &carrier, cookie).map_err(refused("use"))?;
         Ok(Event {
@@ -322,6 +326,18 @@ fn attach_one(ebpf: &mut Ebpf, point: &Point<'_>, thread: NonZeroU32) -> Result<
         .attach(place, own_path(point.file), UProbeScope::OneProcess(thread))
         .map_err(refused)?;
     Ok(())
+}
+
+/// A thread without an address space: an event that watches it has breakpoints nowhere, and lives as long as it is wanted.
+///
+/// `kthreadd` is always process 2 (`init/main.c`, `rest_init`). Where memtrace does not see it, in a PID namespace of its own, the
+/// event watches the first process, which so keeps its breakpoints until the end.
+fn idle_thread() -> Option<u32> {
+    const KTHREADD: u32 = 2;
+    let process = procfs::process::Process::new(KTHREADD as i32).ok()?;
+    let stat = process.stat().ok()?;
+    let is_kernel = process.status().ok()?.vmsize.is_none();
+    (is_kernel && stat.ppid == 0 && stat.comm == "kthreadd").then_some(KTHREADD)
 }
 
 fn open_for(number: u64, thread: u32, firmly: bool) -> io::Result<OwnedFd> {

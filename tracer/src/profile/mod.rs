@@ -6,6 +6,7 @@
 mod builder;
 pub(crate) mod comments;
 mod delta;
+mod file_relative;
 mod golang;
 mod growth;
 mod heap;
@@ -24,6 +25,7 @@ use prost::Message;
 
 pub use builder::{Builder, Frame, Kind, LocationId, SampleType};
 pub use delta::delta;
+pub use file_relative::make_file_relative;
 pub use golang::{CREATED_BY, GOROUTINES, HOLD, THREADS, WAIT, go_heap, goroutines, threads};
 pub use growth::{GROWTH, growth};
 pub use heap::{AllocatorFrames, HEAP, INHERITED, heap};

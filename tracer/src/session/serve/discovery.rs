@@ -1,7 +1,7 @@
 //! Finds out which processes the targets have now.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -135,8 +135,7 @@ impl Spec {
             }
             What::Command { pattern, seen } => {
                 let matching = matching(pattern, seen, processes);
-                matching
-                    .into_iter()
+                eldest(&matching)
                     .filter_map(|pid| labels::of_process(arguments, pid))
                     .collect()
             }
@@ -202,6 +201,21 @@ fn matching(pattern: &Regex, seen: &mut HashMap<u32, (u8, bool)>, processes: &[u
     found
 }
 
+/// Without those that descend from others: what descends from a process is traced with it.
+fn eldest(pids: &[u32]) -> impl Iterator<Item = u32> {
+    let all: HashSet<u32> = pids.iter().copied().collect();
+    let parent = |pid: &u32| {
+        let process = procfs::process::Process::new(i32::try_from(*pid).ok()?).ok()?;
+        u32::try_from(process.stat().ok()?.ppid)
+            .ok()
+            .filter(|&parent| parent > 1)
+    };
+    pids.iter().copied().filter(move |&pid| {
+        let mut ancestors = std::iter::successors(parent(&pid), parent);
+        !ancestors.any(|ancestor| all.contains(&ancestor))
+    })
+}
+
 /// The words of a command line, with blanks between; kernel threads have none.
 fn command_line(pid: u32) -> Option<String> {
     let process = procfs::process::Process::new(i32::try_from(pid).ok()?).ok()?;
@@ -218,7 +232,7 @@ fn all_processes() -> Vec<u32> {
 
 /// A process belongs to the first target that names it. Targets with the same id are told apart by a number.
 fn one_each(found: Vec<Found>) -> Vec<Found> {
-    let mut owned = std::collections::HashSet::new();
+    let mut owned = HashSet::new();
     let mut ids: HashMap<String, u32> = HashMap::new();
     let mut kept = Vec::new();
     for mut target in found {

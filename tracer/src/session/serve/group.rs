@@ -1,11 +1,23 @@
 //! Targets of which the same is recorded: they share a tracer, in a thread of its own.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, mpsc as std_mpsc},
+    time::Duration,
+};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
 
+use super::naming::Job;
 use crate::{
-    session::{Error, Settings, Tracer, events::Events},
+    profile::AllocatorFrames,
+    session::{
+        Error, Settings, Tracer,
+        events::{Due, Events},
+    },
     snapshot::{Coverage, Origin, Snapshot},
     target::Process,
 };
@@ -13,10 +25,14 @@ use crate::{
 /// The number of a group, unique in the daemon.
 pub type GroupId = u32;
 
+/// How long a group stays that has nothing to trace. To end it and begin another takes seconds on a busy machine, in which what
+/// restarts, or lives for a moment only, would not be traced.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// What a group is asked for.
 pub enum Command {
-    /// Begin to trace this process and what descends from it. [`Event::Attached`] or [`Event::Refused`] answers.
-    Attach(Arc<Process>),
+    /// Begin to trace this process and what descends from it, for this target. [`Event::Attached`] or [`Event::Refused`] answers.
+    Attach(Arc<Process>, Owner),
     /// Let go of what was attached to.
     Release(u32),
     /// What the processes that descend from these hold now. Those that have ended are left out.
@@ -25,12 +41,34 @@ pub enum Command {
     End,
 }
 
+/// The target that a process is traced for.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// Its id.
+    pub target: Arc<str>,
+    /// How its stacks are shown.
+    pub frames: AllocatorFrames,
+}
+
+/// Why a process is not traced.
+#[derive(Clone, Debug)]
+pub enum Refusal {
+    /// It cannot be, and why.
+    Impossible(String),
+    /// It descends from a process of this target, and is counted there.
+    IsOf(Arc<str>),
+    /// This group is over; another may trace it.
+    Over,
+}
+
 /// What a group tells. `root` is the number of the address space that was attached to, see [`Tracer::add`].
 pub enum Event {
     /// A process is traced.
     Attached {
         /// Its process id.
         pid: u32,
+        /// For whom.
+        target: Arc<str>,
         /// By what it is known from now on.
         root: u32,
         /// What is covered and what not.
@@ -42,20 +80,17 @@ pub enum Event {
     Refused {
         /// Its process id.
         pid: u32,
-        /// Why; `None` if another group may trace it.
-        why: Option<String>,
+        /// For whom it was to be.
+        target: Arc<str>,
+        /// Why.
+        why: Refusal,
     },
-    /// The last word on a process that has ended, or executed another program.
-    Past {
-        /// Which it descends from.
-        root: u32,
-        /// What it held.
-        snapshot: Box<Snapshot>,
-    },
-    /// Everything that descends from this has ended, or was let go.
+    /// Everything that descends from this has ended, or was let go. The last words on it were sent as [`Job::Past`].
     Ended {
         /// Which.
         root: u32,
+        /// Whose it was.
+        target: Arc<str>,
     },
     /// The group has nothing left to trace and is no more; or it could not begin.
     Over,
@@ -68,7 +103,8 @@ pub struct Group {
 }
 
 impl Group {
-    /// Begins a group, which ends by itself when it has nothing left to trace.
+    /// Begins a group, which ends by itself when it has had nothing to trace for a while. The last words on processes go to `naming`: from
+    /// here, so that they are there before the next snapshot is, and nothing is missing or counted twice.
     ///
     /// # Errors
     /// When there can be no more threads.
@@ -76,6 +112,7 @@ impl Group {
         id: GroupId,
         settings: Settings,
         events: mpsc::UnboundedSender<(GroupId, Event)>,
+        naming: std_mpsc::Sender<Job>,
     ) -> Result<Self, Error> {
         let (commands, received) = mpsc::unbounded_channel();
         let tell = move |event| {
@@ -84,7 +121,7 @@ impl Group {
         };
         let thread = std::thread::Builder::new()
             .name(format!("group-{id}"))
-            .spawn(move || run(&settings, received, tell));
+            .spawn(move || run(&settings, received, &naming, tell));
         let thread = thread.map_err(|source| Error::System {
             what: "cannot start a thread",
             source,
@@ -114,25 +151,36 @@ impl Group {
     }
 }
 
-fn run(settings: &Settings, commands: mpsc::UnboundedReceiver<Command>, tell: impl Fn(Event)) {
+fn run(
+    settings: &Settings,
+    commands: mpsc::UnboundedReceiver<Command>,
+    naming: &std_mpsc::Sender<Job>,
+    tell: impl Fn(Event),
+) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
-        Ok(runtime) => runtime.block_on(follow(settings, commands, &tell)),
+        Ok(runtime) => runtime.block_on(follow(settings, commands, naming, &tell)),
         Err(error) => log::error!("cannot start an event loop: {error}"),
     }
     tell(Event::Over);
 }
 
-async fn follow(settings: &Settings, mut commands: mpsc::UnboundedReceiver<Command>, tell: &impl Fn(Event)) {
-    let Some((tracer, process)) = first(settings, &mut commands, tell).await else {
+async fn follow(
+    settings: &Settings,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    naming: &std_mpsc::Sender<Job>,
+    tell: &impl Fn(Event),
+) {
+    let Some((tracer, pid, owner)) = first(settings, &mut commands, tell).await else {
         return;
     };
     let mut group = Running {
         tracer,
-        roots: HashSet::new(),
+        roots: HashMap::new(),
+        naming,
         tell,
     };
-    group.note_attached(process.pid(), crate::kernel::FIRST_SPACE);
+    group.note_attached(pid, crate::kernel::FIRST_SPACE, owner);
     let mut events = match Events::watch(&mut group.tracer) {
         Ok(events) => events,
         Err(error) => {
@@ -140,24 +188,27 @@ async fn follow(settings: &Settings, mut commands: mpsc::UnboundedReceiver<Comma
             return;
         }
     };
+    let mut idle_since: Option<Instant> = None;
     loop {
-        if group.roots.is_empty() && !group.tracer.has_past() {
-            break;
-        }
+        let is_idle = group.roots.is_empty() && !group.tracer.has_past();
+        idle_since = is_idle.then(|| idle_since.unwrap_or_else(Instant::now));
+        let idle_until = idle_since.unwrap_or_else(Instant::now) + LINGER;
         tokio::select! {
             biased;
             command = commands.recv() => match command {
                 Some(Command::End) | None => break,
-                Some(command) => {
-                    group.obey(command);
-                    group.tell_ended();
-                }
+                Some(command) => group.obey(command),
             },
-            due = events.next(&group.tracer) => events.perform(due, &mut group.tracer),
-            () = tokio::task::yield_now(), if group.tracer.has_past() => {
+            () = sleep_until(idle_until), if is_idle => break,
+            due = events.next(&group.tracer) => {
+                events.perform(due, &mut group.tracer);
+                if due == Due::Tidying {
+                    group.release_strays();
+                }
+                // Under load something is always due, and those that end must not pile up.
                 group.tell_past();
-                group.tell_ended();
             }
+            () = tokio::task::yield_now(), if group.tracer.has_past() => group.tell_past(),
         }
     }
     group.finish();
@@ -173,20 +224,26 @@ async fn first(
     settings: &Settings,
     commands: &mut mpsc::UnboundedReceiver<Command>,
     tell: &impl Fn(Event),
-) -> Option<(Tracer, Arc<Process>)> {
+) -> Option<(Tracer, u32, Owner)> {
     let mut command = commands.recv().await?;
     loop {
-        if let Command::Attach(process) = &command {
-            match Tracer::attach(Arc::clone(process), Origin::Attached, settings) {
-                Ok(tracer) => return Some((tracer, Arc::clone(process))),
-                Err(error) => tell(Event::Refused {
-                    pid: process.pid(),
-                    why: Some(error.to_string()),
-                }),
+        match command {
+            Command::Attach(process, owner) => {
+                let pid = process.pid();
+                match Tracer::attach(process, Origin::Attached, settings) {
+                    Ok(tracer) => return Some((tracer, pid, owner)),
+                    Err(error) => tell(Event::Refused {
+                        pid,
+                        target: owner.target,
+                        why: Refusal::Impossible(error.to_string()),
+                    }),
+                }
             }
+            Command::End => break,
+            Command::Release(_) | Command::Snapshot(..) => {}
         }
         match commands.try_recv() {
-            Ok(Command::End) | Err(_) => break,
+            Err(_) => break,
             Ok(next) => command = next,
         }
     }
@@ -199,82 +256,116 @@ async fn first(
 
 /// Answers what can no longer be done. A snapshot is answered by its sender being dropped.
 fn refuse(command: Command, tell: &impl Fn(Event)) {
-    if let Command::Attach(process) = command {
+    if let Command::Attach(process, owner) = command {
         tell(Event::Refused {
             pid: process.pid(),
-            why: None,
+            target: owner.target,
+            why: Refusal::Over,
         });
     }
 }
 
 struct Running<'t, T> {
     tracer: Tracer,
-    /// What was attached to.
-    roots: HashSet<u32>,
+    /// What was attached to, and for whom.
+    roots: HashMap<u32, Owner>,
+    naming: &'t std_mpsc::Sender<Job>,
     tell: &'t T,
 }
 
 impl<T: Fn(Event)> Running<'_, T> {
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Attach(process) => {
+            Command::Attach(process, owner) => {
                 let pid = process.pid();
-                match self.tracer.add(process) {
-                    Ok(root) => self.note_attached(pid, root),
+                let began = Instant::now();
+                let added = self.tracer.add(process);
+                log::debug!("process {pid} was added in {} ms", began.elapsed().as_millis());
+                match added {
+                    Ok(root) => self.note_attached(pid, root, owner),
                     Err(error) => (self.tell)(Event::Refused {
                         pid,
-                        why: Some(error.to_string()),
+                        target: owner.target,
+                        why: Refusal::Impossible(error.to_string()),
                     }),
                 }
             }
             Command::Release(root) => self.tracer.release(root),
             Command::End => {}
             Command::Snapshot(roots, answer) => {
-                // Also of children that are not heard of yet.
+                // Also of children that are not heard of yet, and of those that have ended.
                 self.tracer.find_ended();
-                let roots: HashSet<u32> = roots.into_iter().collect();
+                while self.tracer.has_past() {
+                    self.tell_past();
+                }
                 // Whoever asked may have left.
                 let _left = answer.send(self.tracer.snapshots_of(|root| roots.contains(&root)));
             }
         }
     }
 
-    fn note_attached(&mut self, pid: u32, root: u32) {
-        self.roots.insert(root);
+    fn note_attached(&mut self, pid: u32, root: u32, owner: Owner) {
+        let target = Arc::clone(&owner.target);
+        let of = self.roots.entry(root).or_insert(owner);
+        if of.target != target {
+            let why = Refusal::IsOf(Arc::clone(&of.target));
+            (self.tell)(Event::Refused { pid, target, why });
+            return;
+        }
         (self.tell)(Event::Attached {
             pid,
+            target,
             root,
             coverage: self.tracer.coverage(root),
             is_go: self.tracer.go_version(root).is_some(),
         });
     }
 
+    /// The last word on the next process that has ended, and which roots ended by that.
     fn tell_past(&mut self) {
-        if let Some(past) = self.tracer.take_past() {
-            (self.tell)(Event::Past {
-                root: past.root,
+        if !self.tracer.has_past() {
+            return;
+        }
+        if let Some(past) = self.tracer.take_past()
+            && let Some(owner) = self.roots.get(&past.root)
+        {
+            // The thread receives until the daemon has joined it.
+            let _received = self.naming.send(Job::Past {
+                target: owner.target.to_string(),
                 snapshot: Box::new(past.snapshot),
+                frames: owner.frames,
             });
         }
+        self.tell_ended();
     }
 
     /// Tells of roots of which nothing is left, after the last word on all of it.
     fn tell_ended(&mut self) {
         let held = self.tracer.roots();
         let tell = self.tell;
-        self.roots.retain(|root| {
+        self.roots.retain(|root, owner| {
             let lives = held.contains(root);
             if !lives {
-                tell(Event::Ended { root: *root });
+                let target = Arc::clone(&owner.target);
+                tell(Event::Ended { root: *root, target });
             }
             lives
         });
     }
 
+    /// Lets go of what descends from a process that was let go of while it forked: nobody asked for it.
+    fn release_strays(&mut self) {
+        for root in self.tracer.roots() {
+            if !self.roots.contains_key(&root) {
+                self.tracer.release(root);
+            }
+        }
+    }
+
     /// The last words, of those that run on, too.
     fn finish(&mut self) {
         self.tracer.stop();
-        let roots: Vec<u32> = self.roots.iter().copied().collect();
+        let roots: Vec<u32> = self.roots.keys().copied().collect();
         for root in roots {
             self.tracer.release(root);
         }

@@ -12,10 +12,13 @@ pub fn of_process(arguments: &Arc<TargetArguments>, pid: u32) -> Option<Found> {
         .stat()
         .ok()?;
     let name = arguments.name.clone().unwrap_or_else(|| stat.comm.clone());
+    let mut labels = service(name.clone());
+    // Several processes of one service are several series.
+    labels.insert("pid".into(), pid.to_string());
     Some(Found {
         id: format!("pid-{pid}"),
         title: format!("{name} (process {pid})"),
-        labels: service(name),
+        labels,
         spec: Arc::clone(arguments),
         pids: vec![pid],
     })
@@ -25,10 +28,12 @@ pub fn of_process(arguments: &Arc<TargetArguments>, pid: u32) -> Option<Found> {
 pub fn of_cgroup(arguments: &Arc<TargetArguments>, path: &str, pids: Vec<u32>) -> Option<Found> {
     let last = path.rsplit('/').find(|part| !part.is_empty()).unwrap_or("root");
     let name = arguments.name.clone().unwrap_or_else(|| last.to_owned());
+    let mut labels = service(name.clone());
+    labels.insert("cgroup".into(), path.to_owned());
     (!pids.is_empty()).then(|| Found {
         id: safe(&format!("cgroup-{}", path.trim_matches('/'))),
         title: format!("{name} (cgroup {path})"),
-        labels: service(name),
+        labels,
         spec: Arc::clone(arguments),
         pids,
     })

@@ -34,10 +34,11 @@ use super::{Error, privilege, say};
 use crate::{
     cli::{Configuration, ServeArguments},
     output::{
-        http::{self, Server},
+        http::{self, Server, SourceError},
         push::{self, Counters, Offer, Pusher},
     },
     target::containers::Endpoints,
+    text::printable,
 };
 
 /// How often targets are looked for.
@@ -89,7 +90,7 @@ impl Daemon {
         let server = Server::bind(&options.http).map_err(|error| Error::Usage(error.to_string()))?;
         let pusher = Pusher::start(&options.push, &Handle::current());
         let pusher = Arc::new(pusher.map_err(|error| Error::Usage(error.to_string()))?);
-        let naming = Naming::start()?;
+        let naming = Naming::start(!options.push.push.is_empty())?;
         let shared = Arc::new(Shared::new(naming.jobs()));
         let (sender, events) = mpsc::unbounded_channel();
         let mut daemon = Self {
@@ -171,17 +172,21 @@ impl Daemon {
                     Wish::Reload => self.reload(arguments, words),
                 },
                 Some((group, event)) = self.events.recv() => self.note(group, event),
-                _ = looks.tick() => {
-                    let found = self.discovery.look().await;
-                    self.targets.reconcile(found);
-                }
+                // An engine that hangs must not keep the daemon from ending.
+                _ = looks.tick() => tokio::select! {
+                    wish = signals.next() => match wish {
+                        Wish::End => return,
+                        Wish::Reload => self.reload(arguments, words),
+                    },
+                    found = self.discovery.look() => self.targets.reconcile(found),
+                },
             }
         }
     }
 
     /// Reads the configuration again; what cannot be used changes nothing.
     fn reload(&mut self, arguments: &ServeArguments, words: &[OsString]) {
-        notify(&[NotifyState::Reloading]);
+        notify(&reloading());
         let read = read(arguments, words).and_then(|new| Ok((discovery_of(&new)?, new)));
         match read {
             Ok((discovery, new)) => {
@@ -235,6 +240,12 @@ fn budget_of(options: &ServeArguments) -> Budget {
     }
 }
 
+/// `Type=notify-reload` wants the time with it (`sd_notify(3)`, RELOADING=1); without a clock there is none.
+fn reloading() -> Vec<NotifyState<'static>> {
+    let time = NotifyState::monotonic_usec_now();
+    std::iter::once(NotifyState::Reloading).chain(time).collect()
+}
+
 /// Tells systemd, if it started memtrace.
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, states) {
@@ -245,8 +256,11 @@ fn notify(states: &[NotifyState<'_>]) {
 async fn offer_all(shared: &Shared, pusher: &Pusher) {
     for entry in shared.entries() {
         let until = SystemTime::now();
-        if let Some(profiles) = shared.profiles(&entry, None).await {
-            offer(&entry, profiles, until, pusher);
+        match shared.profiles(&entry, None).await {
+            Ok(profiles) => offer(&entry, profiles, until, pusher),
+            // Its last words come by themselves.
+            Err(SourceError::Gone) => {}
+            Err(error) => log::warn!("{} is not pushed: {error}", printable(&entry.summary.title)),
         }
     }
 }

@@ -31,6 +31,8 @@ pub const CUMULATIVE: [&str; 7] = [
 ];
 /// Names are found anew when so many files are known: those of targets that are gone are among them.
 const MODULES: usize = 512;
+/// So many comments are kept of the processes of a target that have ended: each has some of its own.
+const COMMENTS: usize = 64;
 
 /// The profiles of a target by their names.
 pub type Profiles = BTreeMap<&'static str, Arc<Profile>>;
@@ -75,16 +77,17 @@ pub struct Naming {
 }
 
 impl Naming {
-    /// Begins to wait for jobs.
+    /// Begins to wait for jobs. Whether [`Job::Last`] is to tell what processes held that ended last; it costs to keep it.
     ///
     /// # Errors
     /// When there can be no more threads.
-    pub fn start() -> Result<Self, Error> {
+    pub fn start(keeps_recent: bool) -> Result<Self, Error> {
         let (jobs, received) = mpsc::channel();
         let thread = std::thread::Builder::new().name("naming".into()).spawn(move || {
             let mut maker = Maker {
                 symbolizer: Symbolizer::new(),
                 ended: HashMap::new(),
+                keeps_recent,
             };
             received.iter().for_each(|job| maker.perform(job));
         });
@@ -114,12 +117,13 @@ struct Ended {
     /// What only grows, of all of them.
     cumulative: HashMap<&'static str, Profile>,
     /// Everything, of those that ended since the profiles were made the last time.
-    recent: HashMap<&'static str, Vec<Profile>>,
+    recent: HashMap<&'static str, Profile>,
 }
 
 struct Maker {
     symbolizer: Symbolizer,
     ended: HashMap<String, Ended>,
+    keeps_recent: bool,
 }
 
 impl Maker {
@@ -140,13 +144,20 @@ impl Maker {
                 target,
                 snapshot,
                 frames,
-            } => self.keep(target, &snapshot, frames),
+            } => {
+                self.keep(target, &snapshot, frames);
+                self.forget_names();
+            }
             Job::Last { target, answer } => {
                 let _left = answer.send(self.last(&target));
-                if self.symbolizer.module_count() > MODULES {
-                    self.symbolizer = Symbolizer::new();
-                }
+                self.forget_names();
             }
+        }
+    }
+
+    fn forget_names(&mut self) {
+        if self.symbolizer.module_count() > MODULES {
+            self.symbolizer = Symbolizer::new();
         }
     }
 
@@ -161,7 +172,7 @@ impl Maker {
         for snapshot in snapshots {
             for name in names_of(snapshot) {
                 if only.is_none_or(|only| only == name)
-                    && let Some(made) = profile_of(snapshot, name, &mut self.symbolizer, frames)
+                    && let Some(made) = self.profile(snapshot, name, frames)
                 {
                     parts.entry(name).or_default().push(made);
                 }
@@ -180,23 +191,35 @@ impl Maker {
         joined(parts)
     }
 
+    /// The profile of one process. The processes of a target are summed up, over its whole life: what is the same code is to
+    /// be the same sample.
+    fn profile(
+        &mut self,
+        snapshot: &Snapshot,
+        name: &'static str,
+        frames: AllocatorFrames,
+    ) -> Option<Profile> {
+        let mut made = profile_of(snapshot, name, &mut self.symbolizer, frames)?;
+        profile::make_file_relative(&mut made);
+        Some(made)
+    }
+
     fn keep(&mut self, target: String, snapshot: &Snapshot, frames: AllocatorFrames) {
-        let ended = self.ended.entry(target).or_default();
+        let mut ended = self.ended.remove(&target).unwrap_or_default();
         for name in names_of(snapshot) {
-            let Some(made) = profile_of(snapshot, name, &mut self.symbolizer, frames) else {
+            let Some(made) = self.profile(snapshot, name, frames) else {
                 continue;
             };
             let mut grown = made.clone();
             keep_cumulative(&mut grown);
             if !grown.sample.is_empty() {
-                let all = match ended.cumulative.remove(name) {
-                    Some(before) => profile::merge(&[before, grown]),
-                    None => grown,
-                };
-                ended.cumulative.insert(name, all);
+                add(&mut ended.cumulative, name, grown);
             }
-            ended.recent.entry(name).or_default().push(made);
+            if self.keeps_recent {
+                add(&mut ended.recent, name, made);
+            }
         }
+        self.ended.insert(target, ended);
     }
 
     fn last(&mut self, target: &str) -> Profiles {
@@ -205,15 +228,25 @@ impl Maker {
         };
         let mut parts: BTreeMap<&'static str, Vec<Profile>> = BTreeMap::new();
         for (name, mut recent) in ended.recent {
-            for profile in &mut recent {
-                // That is in what all have left.
-                drop_cumulative(profile);
-            }
-            recent.extend(ended.cumulative.get(name).cloned());
-            parts.insert(name, recent);
+            // That is in what all have left.
+            drop_cumulative(&mut recent);
+            parts.entry(name).or_default().push(recent);
+        }
+        for (name, all) in ended.cumulative {
+            parts.entry(name).or_default().push(all);
         }
         joined(parts)
     }
+}
+
+/// Adds a profile to the sum of those of its name.
+fn add(sums: &mut HashMap<&'static str, Profile>, name: &'static str, profile: Profile) {
+    let mut sum = match sums.remove(name) {
+        Some(before) => profile::merge(&[before, profile]),
+        None => profile,
+    };
+    sum.comment.truncate(COMMENTS);
+    sums.insert(name, sum);
 }
 
 fn joined(parts: BTreeMap<&'static str, Vec<Profile>>) -> Profiles {

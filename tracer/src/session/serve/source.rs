@@ -3,9 +3,13 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, mpsc},
+    time::Duration,
 };
 
-use tokio::sync::{mpsc::UnboundedSender, oneshot};
+use tokio::{
+    sync::{mpsc::UnboundedSender, oneshot},
+    time::timeout,
+};
 
 use super::{
     group::Command,
@@ -15,6 +19,9 @@ use crate::{
     output::http::{ProfileName, Source, SourceError, TargetSummary},
     profile::{AllocatorFrames, Profile},
 };
+
+/// How long profiles may take to be made. Whoever asks for one holds a slot of the server's, or the pusher, meanwhile.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A target as others see it.
 #[derive(Clone)]
@@ -62,8 +69,21 @@ impl Shared {
         self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The profiles of a target now, or the one of this name; `None` if it has ended.
-    pub async fn profiles(&self, entry: &Entry, only: Option<&'static str>) -> Option<Profiles> {
+    /// The profiles of a target now, or the one of this name.
+    ///
+    /// # Errors
+    /// [`SourceError::Gone`] if it has ended, [`SourceError::Busy`] if it takes too long.
+    pub async fn profiles(&self, entry: &Entry, only: Option<&'static str>) -> Result<Profiles, SourceError> {
+        match timeout(PATIENCE, self.made(entry, only)).await {
+            Ok(made) => made.ok_or(SourceError::Gone),
+            Err(_) => Err(SourceError::Busy(format!(
+                "the profile was not made within {} s",
+                PATIENCE.as_secs()
+            ))),
+        }
+    }
+
+    async fn made(&self, entry: &Entry, only: Option<&'static str>) -> Option<Profiles> {
         let (answer, snapshots) = oneshot::channel();
         let group = entry.group.as_ref()?;
         group.send(Command::Snapshot(entry.roots.clone(), answer)).ok()?;
@@ -100,8 +120,7 @@ impl Source for Shared {
             return Err(SourceError::Busy("memtrace is just attaching".into()));
         }
         let only = name.as_str();
-        let made = self.profiles(&entry, Some(only)).await;
-        let mut made = made.ok_or(SourceError::Gone)?;
+        let mut made = self.profiles(&entry, Some(only)).await?;
         made.remove(only).ok_or_else(|| {
             SourceError::NotAvailable(format!("{only} is not recorded, or its processes have ended"))
         })

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use super::{
     discovery::Found,
-    group::{Command, Event, Group, GroupId},
+    group::{Command, Event, Group, GroupId, Owner, Refusal},
     naming::{Job, Profiles},
     source::{Entry, Shared},
 };
@@ -42,7 +42,7 @@ struct Traced {
     /// Processes that are known, so that each is attached to once.
     known: BTreeSet<u32>,
     /// Why processes are not traced.
-    refused: BTreeMap<u32, String>,
+    refused: BTreeMap<u32, Refusal>,
     is_go: bool,
 }
 
@@ -50,8 +50,25 @@ struct Traced {
 struct Waiting {
     found: Found,
     why: String,
-    /// Whether its processes cannot be traced; otherwise there is no room.
-    is_refused: bool,
+    until: Until,
+}
+
+/// When a target that is not traced is tried again.
+enum Until {
+    /// Always: it lacks room.
+    Room,
+    /// When its processes are others, or, if a target is named to which they belong, when that one is traced no more.
+    Change(Option<Arc<str>>),
+}
+
+impl Until {
+    /// Whether there is no use in trying.
+    fn holds(&self, traced: &BTreeMap<String, Traced>) -> bool {
+        match self {
+            Self::Room => false,
+            Self::Change(owner) => owner.as_ref().is_none_or(|owner| traced.contains_key(&**owner)),
+        }
+    }
 }
 
 /// Targets of which the same is recorded.
@@ -59,6 +76,8 @@ struct Member {
     group: Group,
     recording: Recording,
     memory: u64,
+    /// Whether it has attached to anything; then it ends by itself.
+    has_begun: bool,
 }
 
 /// What the daemon knows of all of it.
@@ -146,7 +165,9 @@ impl Targets {
     /// Begins to trace a target, unless that was refused before, or there is no room.
     fn try_begin(&mut self, target: &Found, before: Option<Waiting>) -> Option<Waiting> {
         let before = match before {
-            Some(waiting) if waiting.is_refused && waiting.found.pids == target.pids => return Some(waiting),
+            Some(waiting) if waiting.until.holds(&self.traced) && waiting.found.pids == target.pids => {
+                return Some(waiting);
+            }
             other => other,
         };
         let why = self.begin(target).err()?;
@@ -156,7 +177,7 @@ impl Targets {
         Some(Waiting {
             found: target.clone(),
             why,
-            is_refused: false,
+            until: Until::Room,
         })
     }
 
@@ -204,7 +225,8 @@ impl Targets {
         }
         let id = self.next_group;
         self.next_group += 1;
-        let group = Group::start(id, settings, self.events.clone()).map_err(|error| error.to_string())?;
+        let group = Group::start(id, settings, self.events.clone(), self.naming.clone());
+        let group = group.map_err(|error| error.to_string())?;
         let recording = recording.clone();
         self.groups.insert(
             id,
@@ -212,6 +234,7 @@ impl Targets {
                 group,
                 recording,
                 memory,
+                has_begun: false,
             },
         );
         Ok(id)
@@ -234,13 +257,69 @@ impl Targets {
             }
             match Process::open(pid) {
                 Ok(process) => {
-                    member.group.ask(Command::Attach(Arc::new(process)));
+                    let owner = Owner {
+                        target: target.id.as_str().into(),
+                        frames: target.spec.recording.allocator_frames(),
+                    };
+                    member.group.ask(Command::Attach(Arc::new(process), owner));
                 }
                 Err(error) => {
                     log::debug!("{error}");
-                    traced.refused.insert(pid, error.to_string());
+                    traced.refused.insert(pid, Refusal::Impossible(error.to_string()));
                 }
             }
+        }
+        self.give_up(&target.id);
+    }
+
+    /// Makes room for others if no process of a target can be traced.
+    fn give_up(&mut self, id: &str) {
+        let is_hopeless = |traced: &&Traced| {
+            traced.roots.is_empty() && traced.known.iter().all(|pid| traced.refused.contains_key(pid))
+        };
+        if self.traced.get(id).filter(is_hopeless).is_none() {
+            return;
+        }
+        if let Some(traced) = self.traced.remove(id) {
+            self.end_unused(traced.group);
+            self.set_aside(id, traced);
+        }
+    }
+
+    /// Keeps a target of which nothing is traced until there is a reason to try again. What has no process that was refused is
+    /// found again by itself.
+    fn set_aside(&mut self, id: &str, traced: Traced) {
+        let Some(refusal) = traced.refused.values().next().cloned() else {
+            return;
+        };
+        let why = told(&refusal);
+        // One that lived for a moment is of no interest.
+        let exists = |pid: &u32| std::path::Path::new(&format!("/proc/{pid}")).exists();
+        if traced.found.pids.iter().any(exists) {
+            say(&format!(
+                "{} is not traced: {why}",
+                printable(&traced.found.title)
+            ));
+        }
+        let until = match refusal {
+            Refusal::IsOf(owner) => Until::Change(Some(owner)),
+            Refusal::Impossible(_) | Refusal::Over => Until::Change(None),
+        };
+        let waiting = Waiting {
+            found: traced.found,
+            why,
+            until,
+        };
+        self.waiting.insert(id.to_owned(), waiting);
+    }
+
+    /// Ends a group that no target is traced by and that never had anything to trace.
+    fn end_unused(&self, group: GroupId) {
+        if self.traced.values().any(|traced| traced.group == group) {
+            return;
+        }
+        if let Some(member) = self.groups.get(&group).filter(|member| !member.has_begun) {
+            member.group.ask(Command::End);
         }
     }
 
@@ -252,8 +331,10 @@ impl Targets {
                 member.group.ask(Command::Release(root));
             }
         }
-        if traced.roots.is_empty() {
-            self.traced.remove(id);
+        if traced.roots.is_empty()
+            && let Some(traced) = self.traced.remove(id)
+        {
+            self.end_unused(traced.group);
         }
     }
 
@@ -263,43 +344,37 @@ impl Targets {
         match event {
             Event::Attached {
                 pid,
+                target,
                 root,
                 coverage,
                 is_go,
-            } => self.note_attached(group, pid, root, coverage, is_go),
-            Event::Refused { pid, why } => self.note_refused(group, pid, why),
-            Event::Past { root, snapshot } => {
-                if let Some((id, traced)) = self.owner(group, root) {
-                    let job = Job::Past {
-                        target: id,
-                        snapshot,
-                        frames: traced.found.spec.recording.allocator_frames(),
-                    };
-                    // The thread receives until the daemon has joined it.
-                    let _received = self.naming.send(job);
-                }
-            }
-            Event::Ended { root } => {
-                if let Some((id, _)) = self.owner(group, root) {
-                    ended.extend(self.end_root(&id, root));
-                }
-            }
+            } => self.note_attached(group, pid, &target, root, coverage, is_go),
+            Event::Refused { pid, target, why } => self.note_refused(group, pid, &target, why),
+            Event::Ended { root, target } => ended.extend(self.end_root(group, &target, root)),
             Event::Over => ended.extend(self.note_over(group)),
         }
         self.publish();
         ended
     }
 
-    /// The target that something which was attached to belongs to.
-    fn owner(&self, group: GroupId, root: u32) -> Option<(String, &Traced)> {
-        let is_its = |traced: &&Traced| traced.group == group && traced.roots.contains_key(&root);
-        let found = self.traced.iter().find(|(_, traced)| is_its(traced));
-        found.map(|(id, traced)| (id.clone(), traced))
+    /// The target of this id, if this group traces it.
+    fn of_group(&mut self, group: GroupId, target: &str) -> Option<&mut Traced> {
+        self.traced.get_mut(target).filter(|traced| traced.group == group)
     }
 
-    fn note_attached(&mut self, group: GroupId, pid: u32, root: u32, coverage: Coverage, is_go: bool) {
-        let is_its = |traced: &&mut Traced| traced.group == group && traced.known.contains(&pid);
-        let Some(traced) = self.traced.values_mut().find(is_its) else {
+    fn note_attached(
+        &mut self,
+        group: GroupId,
+        pid: u32,
+        target: &str,
+        root: u32,
+        coverage: Coverage,
+        is_go: bool,
+    ) {
+        if let Some(member) = self.groups.get_mut(&group) {
+            member.has_begun = true;
+        }
+        let Some(traced) = self.of_group(group, target) else {
             // It is not wanted any more.
             if let Some(member) = self.groups.get(&group) {
                 member.group.ask(Command::Release(root));
@@ -317,32 +392,41 @@ impl Targets {
         traced.roots.insert(root, coverage);
     }
 
-    fn note_refused(&mut self, group: GroupId, pid: u32, why: Option<String>) {
-        let is_its = |traced: &&mut Traced| traced.group == group && traced.known.contains(&pid);
-        let Some(traced) = self.traced.values_mut().find(is_its) else {
+    fn note_refused(&mut self, group: GroupId, pid: u32, target: &str, why: Refusal) {
+        let Some(traced) = self.of_group(group, target) else {
             return;
         };
-        let Some(why) = why else {
+        if matches!(why, Refusal::Over) {
             traced.known.remove(&pid);
             return;
-        };
+        }
         // One that lived for a moment is of no interest.
-        if Process::open(pid).is_ok() {
+        if matches!(why, Refusal::Impossible(_)) && Process::open(pid).is_ok() {
             log::warn!(
-                "process {pid} of {} is not traced: {why}",
-                printable(&traced.found.title)
+                "process {pid} of {} is not traced: {}",
+                printable(&traced.found.title),
+                told(&why)
             );
         }
         traced.refused.insert(pid, why);
+        self.give_up(target);
     }
 
-    fn end_root(&mut self, id: &str, root: u32) -> Option<Ending> {
-        let traced = self.traced.get_mut(id)?;
-        traced.roots.remove(&root);
+    fn end_root(&mut self, group: GroupId, target: &str, root: u32) -> Option<Ending> {
+        let Some(traced) = self.of_group(group, target) else {
+            if !self.traced.contains_key(target) {
+                // What it left is not the next target's of this id.
+                let (answer, _) = oneshot::channel();
+                let target = target.to_owned();
+                let _received = self.naming.send(Job::Last { target, answer });
+            }
+            return None;
+        };
+        traced.roots.remove(&root)?;
         if !traced.roots.is_empty() {
             return None;
         }
-        let traced = self.traced.remove(id)?;
+        let traced = self.traced.remove(target)?;
         Some(self.end(traced))
     }
 
@@ -371,20 +455,10 @@ impl Targets {
         let mut ended = Vec::new();
         for id in ids {
             if let Some(traced) = self.traced.remove(&id) {
-                let why = traced.refused.values().next().cloned();
-                match (traced.roots.is_empty(), why) {
-                    // Until its processes are others.
-                    (true, Some(why)) => {
-                        let waiting = Waiting {
-                            found: traced.found,
-                            why,
-                            is_refused: true,
-                        };
-                        self.waiting.insert(id, waiting);
-                    }
-                    // It is found again, and has another group then.
-                    (true, None) => {}
-                    (false, _) => ended.push(self.end(traced)),
+                // It is found again, and has another group then.
+                match traced.roots.is_empty() {
+                    true => self.set_aside(&id, traced),
+                    false => ended.push(self.end(traced)),
                 }
             }
         }
@@ -433,7 +507,7 @@ impl Targets {
         let refused = traced
             .refused
             .iter()
-            .map(|(pid, why)| format!("process {pid} is not traced: {why}"));
+            .map(|(pid, why)| format!("process {pid} is not traced: {}", told(why)));
         let notes: BTreeSet<String> = notes.chain(refused).collect();
         let recording = &found.spec.recording;
         Entry {
@@ -454,6 +528,15 @@ impl Targets {
             roots: traced.roots.keys().copied().collect(),
             frames: recording.allocator_frames(),
         }
+    }
+}
+
+/// Why a process is not traced, as people read it.
+fn told(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Impossible(why) => why.clone(),
+        Refusal::IsOf(target) => format!("it descends from a process of {target}, and is counted there"),
+        Refusal::Over => "memtrace lets go of it".to_owned(),
     }
 }
 
