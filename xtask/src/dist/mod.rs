@@ -15,6 +15,11 @@ use crate::{process, setup, workspace};
 /// The target of a program that holds its C library.
 const TARGET: &str = "x86_64-unknown-linux-musl";
 
+/// Where it is once it is built.
+pub fn path() -> PathBuf {
+    workspace::target().join("dist/memtrace")
+}
+
 /// Builds it and returns its path.
 ///
 /// # Errors
@@ -40,9 +45,9 @@ pub fn dist() -> Result<PathBuf> {
     process::run(&mut cargo)?;
     let built = workspace::target().join(TARGET).join("release/memtrace");
     check_static(&built)?;
-    let directory = workspace::target().join("dist");
-    let kept = directory.join("memtrace");
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let kept = path();
+    let directory = kept.parent().context("the path has no directory")?;
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     fs::copy(&built, &kept).with_context(|| format!("cannot copy {}", built.display()))?;
     println!("dist: {}", kept.display());
     Ok(kept)
