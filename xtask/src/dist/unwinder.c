@@ -13,9 +13,21 @@ int _Unwind_Backtrace(void *visit, void *argument)
     return END_OF_STACK;
 }
 
-/* Asked of a frame only, and there are none. */
+/* The others are asked of a frame only, and there are none. */
 unsigned long _Unwind_GetIP(void *frame)
 {
     (void)frame;
+    return 0;
+}
+
+unsigned long _Unwind_GetCFA(void *frame)
+{
+    (void)frame;
+    return 0;
+}
+
+void *_Unwind_FindEnclosingFunction(void *address)
+{
+    (void)address;
     return 0;
 }
