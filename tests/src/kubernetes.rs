@@ -42,7 +42,7 @@ impl Node {
             .context("starting the node")?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            eprintln!("{said}{}", node.logs());
+            eprintln!("{said}{}", tail(&node.state(), "*.log"));
             let last = said.lines().last().unwrap_or("it says nothing");
             skip::skipped(&format!("no Kubernetes node runs here: {last}"));
             return Ok(None);
@@ -106,6 +106,11 @@ impl Node {
         }
     }
 
+    /// What the pods said last. `kubectl logs` wants an address of the node, which a loopback one is not.
+    pub fn pod_logs(&self) -> String {
+        tail(&self.state(), "pod-logs/*/*/*.log")
+    }
+
     /// The script with its arguments, and what tells it where and how to run.
     fn script(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes/node"));
@@ -114,14 +119,6 @@ impl Node {
             .env("MEMTRACE_NODE_STATE", self.state())
             .env("MEMTRACE_NODE_PORTS", &self.ports);
         command
-    }
-
-    /// The last lines of what its programs say.
-    fn logs(&self) -> String {
-        let mut command = Command::new("sh");
-        command.args(["-c", "tail -n 5 \"$0\"/*.log"]).arg(self.state());
-        let said = command.output().map(|output| output.stdout).unwrap_or_default();
-        String::from_utf8_lossy(&said).into_owned()
     }
 }
 
@@ -132,6 +129,16 @@ impl Drop for Node {
             eprintln!("the node remains: {error:#}");
         }
     }
+}
+
+/// The last lines of files of a directory.
+fn tail(directory: &Path, files: &str) -> String {
+    let mut command = Command::new("sh");
+    command
+        .current_dir(directory)
+        .args(["-c", &format!("tail -n 20 {files}")]);
+    let said = command.output().map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&said).into_owned()
 }
 
 /// Ports that were free a moment ago, all different.

@@ -151,11 +151,7 @@ impl Daemon {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                let logs = node.kubectl(&["logs", "--namespace", "memtrace", "daemonset/memtrace"]);
-                bail!(
-                    "{wanted:?} wanted, but: {seen:?}\n{}",
-                    logs.unwrap_or_else(|error| error.to_string())
-                );
+                bail!("{wanted:?} wanted, but: {seen:?}\n{}", node.pod_logs());
             }
             std::thread::sleep(Duration::from_millis(300));
         }
