@@ -67,6 +67,7 @@ pub fn test(filter: Option<&str>) -> Result<ExitCode> {
         tally.check(&format!("a Rust program with {allocator}"), &build)?;
     }
     tally.dist();
+    build_node();
     tally.tests(
         "unit tests",
         &["--workspace", "--exclude", "memtrace-tests"],
@@ -154,6 +155,15 @@ impl Tally {
         } else {
             ExitCode::FAILURE
         })
+    }
+}
+
+/// Builds the Kubernetes of the tests: minutes the first time. When that fails, its test says why and skips itself.
+fn build_node() {
+    let script = workspace::root().join("tests/kubernetes/node");
+    let mut build = process::command(script);
+    if let Err(error) = process::run(build.args(["build", "--control-plane"])) {
+        println!("no Kubernetes for the tests: {error:#}");
     }
 }
 
