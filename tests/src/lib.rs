@@ -21,6 +21,7 @@ pub mod go_runs;
 pub mod go_text;
 pub mod ground;
 pub mod kernel;
+pub mod kubernetes;
 pub mod mapping_books;
 pub mod mmap_profile;
 pub mod net;

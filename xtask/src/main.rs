@@ -1,7 +1,8 @@
-//! memtrace's developer commands: `cargo xtask setup`, `build`, `run`, `test`, `bench` and `vm`, one module each.
+//! memtrace's developer commands: `cargo xtask setup`, `build`, `dist`, `run`, `test`, `bench` and `vm`, one module each.
 
 mod bench;
 mod build;
+mod dist;
 mod process;
 mod run;
 mod setup;
@@ -37,6 +38,8 @@ enum Command {
         #[arg(long)]
         release: bool,
     },
+    /// Build memtrace as one static file, for images without a system: target/dist/memtrace.
+    Dist,
     /// Trace the bundled demo for ten seconds; or pass ARGS to memtrace, after `--`.
     Run {
         /// Arguments of memtrace.
@@ -71,6 +74,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Build { release } => {
             build::build(build::Profile::from_release(release)).map(|_| ExitCode::SUCCESS)
         }
+        Command::Dist => dist::dist().map(|_| ExitCode::SUCCESS),
         Command::Run { args } if args.is_empty() => run::demo(),
         Command::Run { args } => run::memtrace(&args),
         Command::Bench(bench) => bench::bench(&bench),

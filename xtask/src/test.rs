@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{process, setup, workspace};
+use crate::{dist, process, setup, workspace};
 
 /// What may be skipped in CI, one a line: `part of the skip's reason # why nothing else is possible`.
 const ALLOWED_SKIPS: &str = ".ci/allowed-skips";
@@ -66,6 +66,8 @@ pub fn test(filter: Option<&str>) -> Result<ExitCode> {
         build.extend(["--target-dir", directory]);
         tally.check(&format!("a Rust program with {allocator}"), &build)?;
     }
+    tally.dist();
+    build_node();
     tally.tests(
         "unit tests",
         &["--workspace", "--exclude", "memtrace-tests"],
@@ -91,12 +93,22 @@ impl Tally {
         Ok(())
     }
 
+    /// Builds the static program, which runs in a container of the tests.
+    fn dist(&mut self) {
+        println!("\n== memtrace as one static file: cargo xtask dist");
+        match dist::dist() {
+            Ok(_) => self.passed += 1,
+            Err(error) => self.failed.push(format!("cargo xtask dist: {error:#}")),
+        }
+    }
+
     /// Runs tests and reads from their output how they went.
     fn tests(&mut self, name: &str, packages: &[&str], filter: Option<&str>) -> Result<()> {
         let mut cargo = cargo(&["test", "--no-fail-fast"]);
         // Passing tests may say why they skipped something; the test runner hides that by default.
         cargo.args(packages).arg("--").arg("--show-output").args(filter);
         cargo.env("MEMTRACE_BIN", workspace::target().join("debug/memtrace"));
+        cargo.env("MEMTRACE_STATIC_BIN", dist::path());
         println!("\n== {name}: {}", process::line(&cargo));
         let mut tests = Output::default();
         let succeeded = read_lines(&mut cargo, |line| {
@@ -143,6 +155,15 @@ impl Tally {
         } else {
             ExitCode::FAILURE
         })
+    }
+}
+
+/// Builds the Kubernetes of the tests: minutes the first time. When that fails, its test says why and skips itself.
+fn build_node() {
+    let script = workspace::root().join("tests/kubernetes/node");
+    let mut build = process::command(script);
+    if let Err(error) = process::run(build.args(["build", "--control-plane"])) {
+        println!("no Kubernetes for the tests: {error:#}");
     }
 }
 

@@ -219,7 +219,13 @@ enum Stop {
     Ended,
 }
 
-fn request(request: libc::c_uint, pid: u32, signal: i32) -> io::Result<()> {
+/// The requests in the C library's declaration of `ptrace`: glibc has an enumeration, musl an `int`.
+#[cfg(target_env = "musl")]
+type Request = libc::c_int;
+#[cfg(not(target_env = "musl"))]
+type Request = libc::c_uint;
+
+fn request(request: Request, pid: u32, signal: i32) -> io::Result<()> {
     // SAFETY: these requests pass no pointers.
     let result = unsafe { libc::ptrace(request, pid as libc::pid_t, 0, libc::c_long::from(signal)) };
     if result == -1 {

@@ -1,15 +1,18 @@
 //! What memtrace may do, checked before anything is tried.
 
-use std::{fs, io};
+use std::fs;
 
 use aya::{
     programs::ProgramType,
     sys::{BpfHelper, is_helper_supported},
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::Error;
 
 /// Capabilities by number (`include/uapi/linux/capability.h`).
+const DAC_OVERRIDE: (u8, &str) = (1, "CAP_DAC_OVERRIDE");
+const DAC_READ_SEARCH: (u8, &str) = (2, "CAP_DAC_READ_SEARCH");
 const SYS_PTRACE: (u8, &str) = (19, "CAP_SYS_PTRACE");
 const SYS_ADMIN: (u8, &str) = (21, "CAP_SYS_ADMIN");
 const PERFMON: (u8, &str) = (38, "CAP_PERFMON");
@@ -35,14 +38,15 @@ pub fn check() -> Result<(), Error> {
     if !missing.is_empty() {
         let names = missing.join(", ");
         return Err(Error::Privilege(format!(
-            "no privilege: {names} missing; run it as root: sudo memtrace …"
+            "no privilege: {names} missing; run it as root: sudo memtrace …, and in a container with these capabilities"
         )));
     }
     check_namespace()?;
     check_kernel()
 }
 
-/// `CAP_SYS_ADMIN` includes what the finer ones allow, except for reading another process's memory.
+/// `CAP_SYS_ADMIN` includes what the finer ones allow, except for reading another process's memory, and what belongs to other
+/// users: without that, all of their processes' files would be missing.
 fn missing(effective: u64) -> Vec<&'static str> {
     let has = |(bit, _): (u8, &str)| effective & (1 << bit) != 0;
     let finer = if has(SYS_ADMIN) {
@@ -50,9 +54,15 @@ fn missing(effective: u64) -> Vec<&'static str> {
     } else {
         &[BPF, PERFMON, CHECKPOINT_RESTORE][..]
     };
+    let reading = if has(DAC_OVERRIDE) {
+        &[][..]
+    } else {
+        &[DAC_READ_SEARCH][..]
+    };
     finer
         .iter()
         .chain(&[SYS_PTRACE])
+        .chain(reading)
         .copied()
         .filter(|&capability| !has(capability))
         .map(|(_, name)| name)
@@ -97,42 +107,34 @@ fn check_kernel() -> Result<(), Error> {
 /// for each event of each thread.
 pub fn lift_limits() {
     // From Linux 5.11 on maps are charged to the memory cgroup instead.
-    lift(libc::RLIMIT_MEMLOCK, libc::RLIM_INFINITY);
+    lift(Resource::Memlock, None);
     // The default of /proc/sys/fs/nr_open.
-    lift(libc::RLIMIT_NOFILE, 1 << 20);
+    lift(Resource::Nofile, Some(1 << 20));
 }
 
 /// How many descriptors this process may have.
 pub(super) fn descriptor_limit() -> u64 {
-    limit_of(libc::RLIMIT_NOFILE).rlim_cur
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-fn limit_of(resource: libc::__rlimit_resource_t) -> libc::rlimit {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
+fn lift(resource: Resource, value: Option<u64>) {
+    let limit = Rlimit {
+        current: value,
+        maximum: value,
     };
-    // SAFETY: the pointer is to a local value.
-    unsafe { libc::getrlimit(resource, &raw mut limit) };
-    limit
-}
-
-fn lift(resource: libc::__rlimit_resource_t, value: libc::rlim_t) {
-    let limit = libc::rlimit {
-        rlim_cur: value,
-        rlim_max: value,
-    };
-    // SAFETY: the pointer is to a local value.
-    if unsafe { libc::setrlimit(resource, &limit) } == 0 {
+    let Err(error) = setrlimit(resource, limit) else {
         return;
-    }
-    let error = io::Error::last_os_error();
-    log::debug!("resource limit {resource} is not lifted: {error}");
+    };
+    log::debug!("the limit {resource:?} is not lifted: {error}");
     // What takes no privilege (CAP_SYS_RESOURCE).
-    let mut own = limit_of(resource);
-    own.rlim_cur = own.rlim_max;
-    // SAFETY: as above.
-    unsafe { libc::setrlimit(resource, &raw const own) };
+    let Rlimit { maximum, .. } = getrlimit(resource);
+    let own = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if let Err(error) = setrlimit(resource, own) {
+        log::debug!("the limit {resource:?} stays as it is: {error}");
+    }
 }
 
 #[cfg(test)]
@@ -142,15 +144,19 @@ mod tests {
     #[test]
     fn names_what_is_missing() {
         assert_eq!(missing(u64::MAX), Vec::<&str>::new());
-        assert_eq!(missing(1 << 21 | 1 << 19), Vec::<&str>::new());
-        assert_eq!(missing(1 << 39 | 1 << 38 | 1 << 19), ["CAP_CHECKPOINT_RESTORE"]);
+        assert_eq!(missing(1 << 21 | 1 << 19 | 1 << 1), Vec::<&str>::new());
+        let exact = 1 << 39 | 1 << 38 | 1 << 40 | 1 << 19 | 1 << 2;
+        assert_eq!(missing(exact), Vec::<&str>::new());
+        assert_eq!(missing(exact & !(1 << 40)), ["CAP_CHECKPOINT_RESTORE"]);
+        assert_eq!(missing(exact & !(1 << 2)), ["CAP_DAC_READ_SEARCH"]);
         assert_eq!(
             missing(0),
             [
                 "CAP_BPF",
                 "CAP_PERFMON",
                 "CAP_CHECKPOINT_RESTORE",
-                "CAP_SYS_PTRACE"
+                "CAP_SYS_PTRACE",
+                "CAP_DAC_READ_SEARCH"
             ]
         );
     }

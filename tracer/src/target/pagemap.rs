@@ -138,8 +138,13 @@ impl Pagemap {
                 ..ScanArguments::default()
             };
             // SAFETY: `arguments` is what the call takes, and the kernel writes at most `vec_len` regions at `vec`.
-            let found =
-                unsafe { libc::ioctl(self.pages.as_raw_fd(), PAGEMAP_SCAN.into(), &raw mut arguments) };
+            let found = unsafe {
+                libc::ioctl(
+                    self.pages.as_raw_fd(),
+                    PAGEMAP_SCAN as libc::Ioctl,
+                    &raw mut arguments,
+                )
+            };
             let found = usize::try_from(found).map_err(|_| io::Error::last_os_error())?;
             for region in regions.iter().take(found) {
                 tally.add(region.start..region.end);

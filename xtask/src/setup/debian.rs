@@ -13,7 +13,7 @@ use crate::process;
 
 /// What the end-to-end tests use: what shows that it is there, and the package that brings it. A path is a file that must
 /// exist; a name is a program that may be anywhere on `PATH`, because many have a newer one than Debian's.
-const TEST_PROGRAMS: [(&str, &str); 20] = [
+const TEST_PROGRAMS: [(&str, &str); 26] = [
     ("/usr/bin/gdb", "gdb"),
     ("/usr/sbin/bpftool", "bpftool"),
     ("/usr/bin/redis-server", "redis-server"),
@@ -37,6 +37,13 @@ const TEST_PROGRAMS: [(&str, &str); 20] = [
     ("/usr/bin/setpriv", "util-linux"),
     ("/usr/sbin/dockerd", "docker.io"),
     ("/usr/bin/podman", "podman"),
+    // The node of tests/kubernetes.
+    ("/usr/bin/containerd", "containerd"),
+    ("/usr/sbin/runc", "runc"),
+    ("/usr/bin/etcd", "etcd-server"),
+    ("openssl", "openssl"),
+    ("curl", "curl"),
+    ("gcc", "gcc"),
     ("/usr/share/doc/libc6-dbg", "libc6-dbg"),
 ];
 

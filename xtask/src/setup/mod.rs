@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result};
 use crate::process;
 
 /// The name under which the toolchain is linked; `tracer/build.rs` asks for it.
-const TOOLCHAIN: &str = "memtrace-ebpf";
+pub const TOOLCHAIN: &str = "memtrace-ebpf";
 
 /// Makes building possible, and with `tests` also running the end-to-end tests.
 ///
