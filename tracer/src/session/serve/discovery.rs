@@ -147,7 +147,7 @@ impl Spec {
                 told,
             } => {
                 let is_due = *next_look <= Instant::now();
-                if is_due || found.iter().any(|container| container.processes().is_err()) && is_due {
+                if is_due {
                     *next_look = Instant::now() + ENGINE_PERIOD;
                     ask(wanted, endpoints, found, told).await;
                 }
