@@ -69,6 +69,11 @@ struct Function<'a> {
 }
 
 impl Pclntab {
+    /// The Go code of the program (virtual addresses in the file): from `runtime.text` to `runtime.etext`.
+    pub fn text(&self) -> Range<u64> {
+        self.text.clone()
+    }
+
     pub(super) fn read<'d, R: ReadRef<'d>>(
         image: &Image<'d, R>,
         module: &Module,

@@ -8,6 +8,7 @@ use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache, Read
 
 use super::files::{FileId, Probes};
 use crate::{
+    go::GoBinaries,
     kernel::TableRoom,
     probe::{self, CodeReader, Plan},
     target::{Backing, Mapping, Process},
@@ -36,14 +37,19 @@ pub struct Images {
 
 impl Images {
     /// Reads the image of each mapping; `prefixes` are those of private allocators.
-    pub fn read(process: &Process, mappings: &[Arc<Mapping>], prefixes: &[String]) -> Self {
+    pub fn read(
+        process: &Process,
+        mappings: &[Arc<Mapping>],
+        prefixes: &[String],
+        binaries: &GoBinaries,
+    ) -> Self {
         let mut images: Vec<Image> = Vec::new();
         for mapping in mappings {
             if !images
                 .iter()
                 .any(|image| image.file_id == mapping.file_id && mapping.file_id.1 != 0)
             {
-                images.push(Image::read(process, mapping, prefixes));
+                images.push(Image::read(process, mapping, prefixes, binaries));
             }
         }
         Self { images }
@@ -162,7 +168,7 @@ impl Image {
         notes.map(|note| format!("{}: {note}", self.name)).collect()
     }
 
-    fn read(process: &Process, mapping: &Mapping, prefixes: &[String]) -> Self {
+    fn read(process: &Process, mapping: &Mapping, prefixes: &[String], binaries: &GoBinaries) -> Self {
         let mut image = Self {
             file_id: mapping.file_id,
             name: mapping.file_name(),
@@ -175,6 +181,7 @@ impl Image {
         match &mapping.backing {
             Backing::File(file) => {
                 image.read_file(process, mapping, file, prefixes);
+                image.read_table(file, binaries);
                 image.file = Some(Arc::clone(file));
             }
             Backing::Image(bytes) => image.table = usable(UnwindTable::from_elf(&**bytes)),
@@ -184,13 +191,23 @@ impl Image {
         image
     }
 
+    fn read_table(&mut self, file: &File, binaries: &GoBinaries) {
+        let cache = ReadCache::new(file);
+        if !is_elf(&cache) {
+            return;
+        }
+        // Go describes its code elsewhere, and keeps frame pointers.
+        let go = binaries.open(file).and_then(Result::ok);
+        let go_code = go.map_or(0..0, |binary| binary.table().text());
+        self.table = usable(UnwindTable::from_elf_with(&cache, go_code));
+    }
+
     fn read_file(&mut self, process: &Process, mapping: &Mapping, file: &File, prefixes: &[String]) {
         let cache = ReadCache::new(file);
         if !is_elf(&cache) {
             // Code that a program made itself, in a file that only it knows.
             return;
         }
-        self.table = usable(UnwindTable::from_elf(&cache));
         let live = LiveCode {
             process,
             bias: mapping.bias,

@@ -11,6 +11,7 @@ use memtrace_ebpf::{handles::classes, layout::Wish};
 
 use super::{Error, Settings, Tracer, images::Images, space::Space};
 use crate::{
+    go::GoBinaries,
     kernel::{Batch, FileTable, Threads},
     target::{Change, Mapping, Process},
     unwind::UnwindTable,
@@ -48,10 +49,15 @@ impl Space {
 }
 
 /// Reads the images of these mappings.
-pub(super) fn read_images(process: &Process, mappings: &[Arc<Mapping>], settings: &Settings) -> Images {
-    let mut images = Images::read(process, mappings, &settings.allocator_prefixes);
+pub(super) fn read_images(
+    process: &Process,
+    mappings: &[Arc<Mapping>],
+    settings: &Settings,
+    binaries: &GoBinaries,
+) -> Images {
+    let mut images = Images::read(process, mappings, &settings.allocator_prefixes, binaries);
     if settings.trace(classes::FD) {
-        images.find_dials(process, mappings);
+        images.find_dials(process, mappings, binaries);
     }
     images
 }
@@ -103,7 +109,7 @@ impl Tracer {
                 self.update_known(space, &change);
                 self.name_mappings(space.layout, &new);
                 self.programs.mappings_changed();
-                let images = read_images(process, &unread, &self.settings);
+                let images = read_images(process, &unread, &self.settings, &self.runtimes.binaries());
                 self.add_mappings(space, &new, &images);
                 if let Err(error) = self.attach_images(space, images) {
                     space.add_note(format!(

@@ -274,6 +274,9 @@ impl Written {
                 let names = self.kinds.join(",");
                 format!("Profiles: {directory}/{{{names}}}.pb.gz\nOpen one: go tool pprof -http=: {first}\n")
             }
+            ([], _) => "No profile was written: the program has nothing of what was asked for with --profiles (goroutine and \
+                        threadcreate are of Go programs).\n"
+                .to_owned(),
             _ => format!("Profile: {first}\nOpen it: go tool pprof -http=: {first}\n"),
         }
     }

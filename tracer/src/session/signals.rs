@@ -1,5 +1,7 @@
 //! The signals that a run obeys.
 
+use std::{future::poll_fn, task::Poll};
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Error;
@@ -7,18 +9,79 @@ use super::Error;
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
-    /// Stop, and write what was found: SIGINT, SIGTERM, SIGHUP.
+    /// Stop, and write what was found: SIGINT, SIGTERM, SIGHUP, and whatever else would end memtrace.
     End,
     /// Write what was found, and go on: SIGUSR1.
     Snapshot,
 }
 
+/// The signals that end a process that does not catch them, and can be caught: what memtrace changed in a target is then
+/// undone, whichever it is. Those of faults are left out.
+const ENDS: [i32; 14] = [
+    libc::SIGINT,
+    libc::SIGTERM,
+    libc::SIGQUIT,
+    libc::SIGABRT,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
+    libc::SIGSYS,
+];
+
+/// Some signals, caught.
+pub struct Caught(Vec<Signal>);
+
+impl Caught {
+    /// Starts to catch what ends a process, SIGHUP not among it.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn ends() -> Result<Self, Error> {
+        ENDS.into_iter().map(catch).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Starts to catch one.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn one(number: i32) -> Result<Self, Error> {
+        Ok(Self(vec![catch(number)?]))
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
+        poll_fn(|context| {
+            match self
+                .0
+                .iter_mut()
+                .any(|signal| signal.poll_recv(context).is_ready())
+            {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
+    }
+}
+
+fn catch(number: i32) -> Result<Signal, Error> {
+    signal(SignalKind::from_raw(number)).map_err(|source| Error::System {
+        what: "cannot catch signals",
+        source,
+    })
+}
+
 /// The signals, caught from before anything is attached.
 pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: Signal,
-    snapshot: Signal,
+    ends: Caught,
+    hang_up: Caught,
+    snapshot: Caught,
 }
 
 impl Signals {
@@ -27,27 +90,19 @@ impl Signals {
     /// # Errors
     /// When the system refuses.
     pub fn listen() -> Result<Self, Error> {
-        let listen = |kind| {
-            signal(kind).map_err(|source| Error::System {
-                what: "cannot catch signals",
-                source,
-            })
-        };
         Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            hang_up: listen(SignalKind::hangup())?,
-            snapshot: listen(SignalKind::user_defined1())?,
+            ends: Caught::ends()?,
+            hang_up: Caught::one(libc::SIGHUP)?,
+            snapshot: Caught::one(libc::SIGUSR1)?,
         })
     }
 
     /// Waits for the next one.
     pub async fn next(&mut self) -> Wish {
         tokio::select! {
-            _ = self.interrupt.recv() => Wish::End,
-            _ = self.terminate.recv() => Wish::End,
-            _ = self.hang_up.recv() => Wish::End,
-            _ = self.snapshot.recv() => Wish::Snapshot,
+            () = self.ends.next() => Wish::End,
+            () = self.hang_up.next() => Wish::End,
+            () = self.snapshot.next() => Wish::Snapshot,
         }
     }
 }
@@ -64,14 +119,15 @@ pub fn ignored() -> Vec<i32> {
         };
         action.sa_sigaction == libc::SIG_IGN
     };
-    let mut signals = vec![libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+    let mut signals = ENDS.to_vec();
+    signals.push(libc::SIGHUP);
     signals.retain(is_ignored);
     signals
 }
 
-/// Gives SIGINT and SIGTERM their usual meaning back: to end the process.
+/// Gives SIGINT, SIGTERM and SIGQUIT their usual meaning back: to end the process.
 pub fn obey_no_more() {
-    for signal in [libc::SIGINT, libc::SIGTERM] {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGQUIT] {
         // SAFETY: the default action needs no handler.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }

@@ -140,7 +140,8 @@ impl Tracer {
             Duration::ZERO,
         );
         let change = space.reader.refresh(&process)?;
-        let images = read_images(&process, &change.added, settings);
+        let runtimes = Runtimes::default();
+        let images = read_images(&process, &change.added, settings, &runtimes.binaries());
         let limits = limits(settings, images.room());
         log::info!(
             "kernel memory: {} MiB for {} live blocks (--max-live), {} MiB for everything else",
@@ -165,7 +166,7 @@ impl Tracer {
             sees_io_uring: true,
             mapped: HashMap::new(),
             segments: HashMap::new(),
-            runtimes: Runtimes::default(),
+            runtimes,
         };
         space.layout = tracer.files.new_layout();
         tracer
@@ -345,8 +346,9 @@ impl Tracer {
         self.programs.books_mut().read_frames();
     }
 
-    /// Makes room in the tables; to be called now and then.
+    /// Makes room in the tables, and does what was too early before; to be called now and then.
     pub fn tidy(&mut self) {
+        self.runtimes.enable_awaited();
         let count = self.programs.stack_count();
         if self.programs.books().wants_room(count) {
             let held = self.held_stacks();

@@ -27,6 +27,8 @@ pub(super) struct Frames<'d> {
     fdes: Vec<Fde>,
     /// Where the kernel lets the file begin (virtual address).
     entry: u64,
+    /// Code that keeps frame pointers, where no description covers it (virtual addresses); empty if there is none.
+    with_frame_pointers: Range<u64>,
 }
 
 /// A frame description, to be read again when its turn comes.
@@ -41,13 +43,18 @@ struct Fde {
 
 impl<'d> Frames<'d> {
     /// Reads all entries, but none of their instructions.
-    pub fn collect(image: &Image<'d>, stats: &mut TableStats) -> Result<Self, UnwindError> {
+    pub fn collect(
+        image: &Image<'d>,
+        with_frame_pointers: Range<u64>,
+        stats: &mut TableStats,
+    ) -> Result<Self, UnwindError> {
         let mut frames = Self {
             section: image.section(),
             bases: image.bases.clone(),
             cies: Vec::new(),
             fdes: Vec::new(),
             entry: image.entry,
+            with_frame_pointers,
         };
         let mut work = 0_u64;
         let mut entries = Entries::new(image.eh_frame, image.zero_terminated);
@@ -81,7 +88,10 @@ impl<'d> Frames<'d> {
     pub fn address_range(&self) -> Range<u64> {
         let lowest = self.fdes.first().map_or(0, |fde| fde.start);
         let highest = self.fdes.iter().map(|fde| fde.end).max().unwrap_or(0);
-        lowest..highest
+        match self.with_frame_pointers.is_empty() {
+            true => lowest..highest,
+            false => lowest.min(self.with_frame_pointers.start)..highest.max(self.with_frame_pointers.end),
+        }
     }
 
     /// Evaluates every description. Where two overlap, the one that starts last holds, as in a binary search.
@@ -98,7 +108,7 @@ impl<'d> Frames<'d> {
                 continue;
             }
             if fde.start > covered_to {
-                writer.set(covered_to, Rule::NO_INFO)?;
+                self.write_gap(covered_to, fde.start, writer)?;
                 // Nobody calls what is there: glibc's dynamic linker has no description of it.
                 if self.entry != 0 && (covered_to..fde.start).contains(&self.entry) {
                     writer.set(self.entry, Rule::END)?;
@@ -114,7 +124,21 @@ impl<'d> Frames<'d> {
             stats.fdes += 1;
             covered_to = end;
         }
-        writer.set(covered_to, Rule::NO_INFO)
+        self.write_gap(covered_to, u64::MAX, writer)
+    }
+
+    /// Writes the rows of code that no description covers.
+    fn write_gap(&self, begin: u64, end: u64, writer: &mut RowWriter) -> Result<(), UnwindError> {
+        writer.set(begin, Rule::NO_INFO)?;
+        let from = self.with_frame_pointers.start.max(begin);
+        let to = self.with_frame_pointers.end.min(end);
+        if from < to {
+            writer.set(from, Rule::FRAME_POINTER)?;
+            if to < end {
+                writer.set(to, Rule::NO_INFO)?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes the rows of one description up to `end`; `false` if it is damaged and the rest is unsupported.

@@ -40,6 +40,8 @@ impl Rule {
     pub const UNSUPPORTED: Self = Self::of_kind(CfaKind::Unsupported);
     /// Nothing covers this code.
     pub const NO_INFO: Self = Self::of_kind(CfaKind::NoInfo);
+    /// Code without descriptions that keeps frame pointers.
+    pub const FRAME_POINTER: Self = Self::of_kind(CfaKind::FramePointer);
     /// The outermost frame.
     pub const END: Self = Self::of_kind(CfaKind::End);
 

@@ -49,6 +49,14 @@ impl Runtimes {
         self.known.insert(space.id, runtime);
     }
 
+    /// Enables heap profiles of runtimes that were only starting before; to be called now and then.
+    pub fn enable_awaited(&mut self) {
+        self.known
+            .values_mut()
+            .flatten()
+            .for_each(Runtime::enable_awaited);
+    }
+
     /// The version of the runtime of an address space, if it has one that can be read.
     pub fn version(&self, space: u32) -> Option<&str> {
         self.known.get(&space)?.as_ref()?.version()

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     go::{
-        EnabledRate, GoBinary, GoError, GoHeap, GoStatus, Goroutine, Goroutines, Layout, Variables, group,
-        is_system, read_goroutines, read_heap, read_threads, read_u64, scale,
+        EnabledRate, GoBinary, GoError, GoHeap, GoStatus, Goroutine, Goroutines, Layout, RateError,
+        Variables, group, is_system, read_goroutines, read_heap, read_threads, read_u64, scale,
     },
     snapshot::{GoHeapState, GoHeapView, GoState, GoWishes, GoroutineGroup, RUNNING, Site, ThreadGroup},
     target::{Mapping, Mappings, Process},
@@ -26,6 +26,8 @@ pub struct Runtime {
     /// What is needed to read it, or why it cannot be.
     reader: Result<Reader, String>,
     enabled: Option<EnabledRate>,
+    /// The rate that its heap profile is to have once it has started: until then it is not known whether it keeps one.
+    awaited_rate: Option<u64>,
     /// Why its heap profile could not be enabled, if that was wanted.
     note: Option<String>,
 }
@@ -50,6 +52,7 @@ impl Runtime {
             version,
             reader,
             enabled: None,
+            awaited_rate: None,
             note: None,
         }
     }
@@ -76,9 +79,26 @@ impl Runtime {
                 Some("The heap profile was not enabled: runtime.MemProfileRate was not found.".into());
             return;
         };
+        let has_started = self.heap_address().is_some();
+        self.awaited_rate = None;
         match EnabledRate::enable(Arc::clone(&self.process), address, rate) {
-            Ok(enabled) => self.enabled = Some(enabled),
+            Ok(enabled) => {
+                self.enabled = Some(enabled);
+                self.note = None;
+            }
+            // `schedinit` sets the rate to 0 where the linker found that nothing reads the profile.
+            Err(RateError::Present(_)) if !has_started => {
+                self.awaited_rate = Some(rate);
+                self.note = Some("The heap profile was not enabled: the runtime was only starting.".into());
+            }
             Err(error) => self.note = Some(format!("The heap profile was not enabled: {error}.")),
+        }
+    }
+
+    /// The same, if that was too early before.
+    pub fn enable_awaited(&mut self) {
+        if let Some(rate) = self.awaited_rate {
+            self.enable(rate);
         }
     }
 

@@ -6,7 +6,7 @@ use object::ReadCache;
 
 use super::{Image, Images, LiveCode};
 use crate::{
-    go::{DialFunctions, GoBinary},
+    go::{DialFunctions, GoBinaries},
     probe::{DialSites, after_stack_check},
     target::{Mapping, Process},
 };
@@ -19,7 +19,7 @@ pub(super) type Dials = Option<Result<DialSites, String>>;
 
 impl Images {
     /// Finds the functions of `net/http` in those images that are Go programs; to be called if descriptors are traced.
-    pub fn find_dials(&mut self, process: &Process, mappings: &[Arc<Mapping>]) {
+    pub fn find_dials(&mut self, process: &Process, mappings: &[Arc<Mapping>], binaries: &GoBinaries) {
         for image in &mut self.images {
             let is_its = |mapping: &&Arc<Mapping>| mapping.file_id == image.file_id;
             let (Some(file), Some(mapping)) = (&image.file, mappings.iter().find(is_its)) else {
@@ -29,7 +29,7 @@ impl Images {
                 process,
                 bias: mapping.bias,
             };
-            image.dials = find(file, &live).transpose();
+            image.dials = find(file, &live, binaries).transpose();
         }
     }
 }
@@ -48,11 +48,11 @@ impl Image {
     }
 }
 
-fn find(file: &File, live: &LiveCode<'_>) -> Result<Option<DialSites>, String> {
-    let binary = GoBinary::open(file).map_err(|error| error.to_string())?;
-    let Some(binary) = binary else {
+fn find(file: &File, live: &LiveCode<'_>, binaries: &GoBinaries) -> Result<Option<DialSites>, String> {
+    let Some(binary) = binaries.open(file) else {
         return Ok(None);
     };
+    let binary = binary?;
     let Some(functions) = binary.dial_functions()? else {
         return Ok(None);
     };

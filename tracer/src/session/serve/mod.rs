@@ -17,7 +17,6 @@ use std::{
 use sd_notify::NotifyState;
 use tokio::{
     runtime::Handle,
-    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
     time::{Instant, MissedTickBehavior, interval, timeout_at},
@@ -30,7 +29,7 @@ use self::{
     source::{Entry, Shared},
     targets::{Budget, Ending, Targets},
 };
-use super::{Error, privilege, say};
+use super::{Error, privilege, say, signals::Caught};
 use crate::{
     cli::{Configuration, ServeArguments},
     output::{
@@ -300,9 +299,8 @@ fn say_what_was_pushed(counters: &[(String, Counters)]) {
 
 /// The signals that the daemon obeys.
 struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: Signal,
+    ends: Caught,
+    hang_up: Caught,
 }
 
 /// What a signal asks for.
@@ -313,24 +311,16 @@ enum Wish {
 
 impl Signals {
     fn listen() -> Result<Self, Error> {
-        let listen = |kind| {
-            signal(kind).map_err(|source| Error::System {
-                what: "cannot catch signals",
-                source,
-            })
-        };
         Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            hang_up: listen(SignalKind::hangup())?,
+            ends: Caught::ends()?,
+            hang_up: Caught::one(libc::SIGHUP)?,
         })
     }
 
     async fn next(&mut self) -> Wish {
         tokio::select! {
-            _ = self.interrupt.recv() => Wish::End,
-            _ = self.terminate.recv() => Wish::End,
-            _ = self.hang_up.recv() => Wish::Reload,
+            () = self.ends.next() => Wish::End,
+            () = self.hang_up.next() => Wish::Reload,
         }
     }
 }
