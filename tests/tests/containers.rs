@@ -168,9 +168,9 @@ fn a_container_that_restarts() -> Result<()> {
     check(&heap, &["contained_first", "contained_inner"])
 }
 
-/// `docker exec` starts a process from outside the container.
+/// `docker exec` starts processes from outside the container: one before memtrace comes, and one after.
 #[test]
-fn a_process_that_was_started_from_outside() -> Result<()> {
+fn processes_that_were_started_from_outside() -> Result<()> {
     let (true, _turn) = (skip::can_trace(), serial::turn()?) else {
         return Ok(());
     };
@@ -179,13 +179,23 @@ fn a_process_that_was_started_from_outside() -> Result<()> {
     };
     docker.import(root.path(), "contained")?;
     docker.run("web", "contained", &[])?;
-    docker.client(&["exec", "--detach", "web", "/contained", "exec"])?;
-    let (_, outcome) = trace("web", &only(&[&docker]))?;
-    ensure!(
-        outcome.stderr.contains("of web is not traced"),
-        "{}",
-        outcome.stderr
-    );
+    let exec = || docker.client(&["exec", "--detach", "web", "/contained", "exec"]);
+    exec()?;
+    let memtrace = Memtrace::attach_container("web", &only(&[&docker]), &[])?;
+    exec()?;
+    // It is looked for once a second.
+    std::thread::sleep(A_WHILE + A_WHILE);
+    let (heap, outcome) = memtrace.stop()?;
+    check(&heap, &["contained_first"])?;
+    let others = outcome.other_heaps()?;
+    let of = |function| {
+        others
+            .iter()
+            .filter(|heap| check(heap, &[function]).is_ok())
+            .count()
+    };
+    let found = (of("contained_child"), of("contained_exec"));
+    ensure!(found == (1, 2), "{found:?}: {}", outcome.stderr);
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! The books of descriptors.
 
-use std::mem::offset_of;
+use std::{cell::RefCell, mem::offset_of};
 
 use aya::{
     Ebpf,
@@ -31,6 +31,8 @@ pub struct Descriptors {
     open: BatchMap<FdKey, Fd>,
     tables: HashMap<MapData, u32, [u8; size_of::<Table>()]>,
     private: HashMap<MapData, u32, u32>,
+    /// The table that was read last, with the numbers that it had.
+    read_last: RefCell<(u32, Vec<i32>)>,
 }
 
 impl Descriptors {
@@ -39,6 +41,7 @@ impl Descriptors {
             open: BatchMap::take(ebpf, "FDS")?,
             tables: super::spaces::take(ebpf, "TABLES")?,
             private: super::spaces::take(ebpf, "PRIVATE_TABLES")?,
+            read_last: RefCell::default(),
         })
     }
 
@@ -59,7 +62,9 @@ impl Descriptors {
                 let fd = self.open.get(&FdKey { table, number })?;
                 Some(OpenFd { number, fd })
             });
-            return Ok(found.collect());
+            let found: Vec<OpenFd> = found.collect();
+            self.read_last.replace((table, numbers_of(&found)));
+            return Ok(found);
         }
         let mut open = Vec::new();
         self.open.for_each(|key, fd| {
@@ -121,15 +126,23 @@ impl Descriptors {
         Ok(())
     }
 
-    /// Forgets a table at once, if that is quick.
+    /// Forgets a table at once, if that is quick. Nobody uses it any more.
     pub fn forget_small(&mut self, table: u32) {
-        let highest = self.highest(table);
-        if highest < FEW {
-            for number in 0..=highest {
-                self.open.remove(&FdKey { table, number });
-            }
-            let _never_used = self.tables.remove(&table);
+        if self.highest(table) >= FEW {
+            return;
         }
+        // It was read just now: to try each number takes as long again.
+        let (read, numbers) = self.read_last.take();
+        let numbers = match read == table {
+            true => numbers,
+            false => self
+                .of(table)
+                .map_or_else(|_| Vec::new(), |open| numbers_of(&open)),
+        };
+        for number in numbers {
+            self.open.remove(&FdKey { table, number });
+        }
+        let _never_used = self.tables.remove(&table);
     }
 
     /// Forgets tables.
@@ -152,4 +165,8 @@ impl Descriptors {
         }
         Ok(())
     }
+}
+
+fn numbers_of(open: &[OpenFd]) -> Vec<i32> {
+    open.iter().map(|open| open.number).collect()
 }
