@@ -184,9 +184,9 @@ fn processes_that_were_started_from_outside() -> Result<()> {
     let memtrace = Memtrace::attach_container("web", &only(&[&docker]), &[])?;
     exec()?;
     // It is looked for once a second.
-    std::thread::sleep(A_WHILE + A_WHILE);
+    std::thread::sleep(A_WHILE * 5);
     let (heap, outcome) = memtrace.stop()?;
-    check(&heap, &["contained_first"])?;
+    check(&heap, &["contained_first", "contained_inner"])?;
     let others = outcome.other_heaps()?;
     let of = |function| {
         others
