@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write as _,
+    ops::Deref,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
@@ -14,7 +15,9 @@ use tempfile::TempDir;
 use crate::{
     Result,
     child::{Child, PATIENCE},
-    compile, skip,
+    compile,
+    serial::{self, Turn},
+    skip,
 };
 
 /// How long an engine may take to end with its containers gone.
@@ -32,6 +35,37 @@ pub struct Engine {
     variable: &'static str,
     socket: PathBuf,
     directory: TempDir,
+}
+
+/// An engine that has the image `contained`, for as long as it is a test's turn.
+#[derive(Debug)]
+pub struct Prepared {
+    engine: Engine,
+    /// Given up last.
+    _turn: Turn,
+}
+
+impl Prepared {
+    /// Starts an engine, one of [`Engine`]'s, and gives it the image; `None` after saying why that cannot be.
+    pub fn new(start: impl FnOnce() -> Result<Option<Engine>>, libc: Libc) -> Result<Option<Self>> {
+        if !skip::can_trace() {
+            return Ok(None);
+        }
+        let turn = serial::turn()?;
+        let (Some(engine), Some(root)) = (start()?, root(libc)?) else {
+            return Ok(None);
+        };
+        engine.import(root.path(), "contained")?;
+        Ok(Some(Self { engine, _turn: turn }))
+    }
+}
+
+impl Deref for Prepared {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        &self.engine
+    }
 }
 
 impl Engine {

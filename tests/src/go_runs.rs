@@ -1,11 +1,19 @@
 //! What tests of Go programs look for in memtrace's report, and in the program's own memory.
 
-use std::{fs, os::unix::fs::FileExt, path::Path};
+use std::{
+    fs,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, ensure};
 use object::{Object, ObjectSymbol};
 
-use crate::Result;
+use crate::{
+    Result,
+    go_build::{GoProgram, Toolchain, Variant},
+    serial, skip,
+};
 
 /// The first lines of a report: what is wrong is to be seen without scrolling.
 const FIRST_LINES: usize = 12;
@@ -45,4 +53,25 @@ pub fn mem_profile_rate(program: &Path, pid: u32) -> Result<u64> {
         .read_exact_at(&mut value, address)
         .with_context(|| format!("reading {path}"))?;
     Ok(u64::from_le_bytes(value))
+}
+
+/// Runs a test, in its turn, with a program as each of these builds makes it, and the version of Go; with fewer where a version
+/// cannot be had.
+pub fn with_builds(
+    program: &GoProgram,
+    builds: &[(&str, Variant)],
+    test: impl Fn(&str, PathBuf) -> Result<()>,
+) -> Result<()> {
+    if !skip::can_trace() {
+        return Ok(());
+    }
+    let _turn = serial::turn()?;
+    for (version, variant) in builds {
+        let Some(toolchain) = Toolchain::of(version)? else {
+            continue;
+        };
+        let built = program.path(&toolchain, *variant)?;
+        test(version, built).with_context(|| format!("{toolchain}, {variant:?}"))?;
+    }
+    Ok(())
 }

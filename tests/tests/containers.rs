@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use memtrace_tests::{
     Result,
     child::PATIENCE,
-    containers::{Engine, Libc, root},
+    containers::{Engine, Libc, Prepared, root},
     kernel,
     profile::Heap,
     serial, skip,
@@ -76,13 +76,9 @@ fn refusal(name: &str, variables: &[(&str, String)]) -> Result<(Option<i32>, Str
 
 #[test]
 fn a_container_has_its_own_libraries_and_debug_files() -> Result<()> {
-    let (true, _turn) = (skip::can_trace(), serial::turn()?) else {
+    let Some(docker) = Prepared::new(Engine::docker, Libc::Glibc)? else {
         return Ok(());
     };
-    let (Some(docker), Some(root)) = (Engine::docker()?, root(Libc::Glibc)?) else {
-        return Ok(());
-    };
-    docker.import(root.path(), "contained")?;
     let pid = docker.run("web", "contained", &[])?;
     let (heap, outcome) = trace("web", &only(&[&docker]))?;
     // The library has the path of another one of the host's, and its debug file is in the container.
@@ -95,13 +91,9 @@ fn a_container_has_its_own_libraries_and_debug_files() -> Result<()> {
 
 #[test]
 fn a_container_with_musl() -> Result<()> {
-    let (true, _turn) = (skip::can_trace(), serial::turn()?) else {
+    let Some(docker) = Prepared::new(Engine::docker, Libc::Musl)? else {
         return Ok(());
     };
-    let (Some(docker), Some(root)) = (Engine::docker()?, root(Libc::Musl)?) else {
-        return Ok(());
-    };
-    docker.import(root.path(), "contained")?;
     docker.run("web", "contained", &[])?;
     let (heap, outcome) = trace("docker://web", &only(&[&docker]))?;
     check(&heap, &["contained_first"])?;
@@ -110,13 +102,9 @@ fn a_container_with_musl() -> Result<()> {
 
 #[test]
 fn one_of_two_containers_of_an_image() -> Result<()> {
-    let (true, _turn) = (skip::can_trace(), serial::turn()?) else {
+    let Some(docker) = Prepared::new(Engine::docker, Libc::Glibc)? else {
         return Ok(());
     };
-    let (Some(docker), Some(root)) = (Engine::docker()?, root(Libc::Glibc)?) else {
-        return Ok(());
-    };
-    docker.import(root.path(), "contained")?;
     let traced = docker.run("traced", "contained", &["--network", "host"])?;
     let bystander = docker.run("bystander", "contained", &[])?;
     let id = docker.id("traced")?;
@@ -144,13 +132,9 @@ fn one_of_two_containers_of_an_image() -> Result<()> {
 /// When a container restarts, its processes are others: what the old ones held is not lost.
 #[test]
 fn a_container_that_restarts() -> Result<()> {
-    let (true, _turn) = (skip::can_trace(), serial::turn()?) else {
+    let Some(docker) = Prepared::new(Engine::docker, Libc::Glibc)? else {
         return Ok(());
     };
-    let (Some(docker), Some(root)) = (Engine::docker()?, root(Libc::Glibc)?) else {
-        return Ok(());
-    };
-    docker.import(root.path(), "contained")?;
     let before = docker.run("web", "contained", &[])?;
     let memtrace = Memtrace::attach_container("web", &only(&[&docker]), &[])?;
     std::thread::sleep(A_WHILE);
@@ -171,13 +155,9 @@ fn a_container_that_restarts() -> Result<()> {
 /// `docker exec` starts processes from outside the container: one before memtrace comes, and one after.
 #[test]
 fn processes_that_were_started_from_outside() -> Result<()> {
-    let (true, _turn) = (skip::can_trace(), serial::turn()?) else {
+    let Some(docker) = Prepared::new(Engine::docker, Libc::Glibc)? else {
         return Ok(());
     };
-    let (Some(docker), Some(root)) = (Engine::docker()?, root(Libc::Glibc)?) else {
-        return Ok(());
-    };
-    docker.import(root.path(), "contained")?;
     docker.run("web", "contained", &[])?;
     let exec = || docker.client(&["exec", "--detach", "web", "/contained", "exec"]);
     exec()?;
@@ -201,13 +181,9 @@ fn processes_that_were_started_from_outside() -> Result<()> {
 
 #[test]
 fn podman_with_user_namespaces() -> Result<()> {
-    let (true, _turn) = (skip::can_trace(), serial::turn()?) else {
+    let Some(podman) = Prepared::new(Engine::podman, Libc::Glibc)? else {
         return Ok(());
     };
-    let (Some(podman), Some(root)) = (Engine::podman()?, root(Libc::Glibc)?) else {
-        return Ok(());
-    };
-    podman.import(root.path(), "contained")?;
     let own = podman.run("own", "contained", &[])?;
     let mapped = ["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"];
     let pid = podman.run("mapped", "contained", &mapped)?;
@@ -226,13 +202,9 @@ fn podman_with_user_namespaces() -> Result<()> {
 
 #[test]
 fn containerd_itself_and_no_engine_at_all() -> Result<()> {
-    let (true, _turn) = (skip::can_trace(), serial::turn()?) else {
+    let Some(docker) = Prepared::new(Engine::docker, Libc::Glibc)? else {
         return Ok(());
     };
-    let (Some(docker), Some(root)) = (Engine::docker()?, root(Libc::Glibc)?) else {
-        return Ok(());
-    };
-    docker.import(root.path(), "contained")?;
     docker.run("web", "contained", &[])?;
     let id = docker.id("web")?;
     let mut variables = only(&[]);

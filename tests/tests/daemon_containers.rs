@@ -5,11 +5,10 @@ use std::time::Duration;
 use anyhow::ensure;
 use memtrace_tests::{
     Result,
-    containers::{Engine, Libc, root},
+    containers::{Engine, Libc, Prepared},
     daemon::Daemon,
     kernel,
     profile::Heap,
-    serial, skip,
 };
 
 /// Of which functions more than a few blocks are kept.
@@ -32,13 +31,9 @@ fn expect(daemon: &Daemon, functions: &[&str]) -> Result<()> {
 
 #[test]
 fn a_container_that_restarts_and_one_beside_it() -> Result<()> {
-    let (true, _turn) = (skip::can_trace(), serial::turn()?) else {
+    let Some(docker) = Prepared::new(Engine::docker, Libc::Glibc)? else {
         return Ok(());
     };
-    let (Some(docker), Some(root)) = (Engine::docker()?, root(Libc::Glibc)?) else {
-        return Ok(());
-    };
-    docker.import(root.path(), "contained")?;
     let before = docker.run("web", "contained", &[])?;
     let bystander = docker.run("bystander", "contained", &[])?;
     let daemon = Daemon::start_with(&["--container", "docker://web"], &[docker.environment()])?;

@@ -1,17 +1,14 @@
 //! Connections of Go's `net/http`: who asked for each, although another goroutine dials, and that the target bears it.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::Path, process::Command};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use memtrace_tests::{
     Result,
     child::{Child, PATIENCE},
     fd_profile::{Counts, Fds, UNTRACED_CALL},
-    go_build::{GoProgram, Toolchain, Variant},
-    serial, skip,
+    go_build::{GoProgram, Variant},
+    go_runs::with_builds,
     tracer::{Memtrace, Outcome},
 };
 
@@ -46,19 +43,8 @@ const BUILDS: [(&str, Variant); 14] = [
     ("1.27", Variant::Cgo),
 ];
 
-fn with_builds(builds: &[(&str, Variant)], test: impl Fn(&str, PathBuf) -> Result<()>) -> Result<()> {
-    if !skip::can_trace() {
-        return Ok(());
-    }
-    let _turn = serial::turn()?;
-    for (version, variant) in builds {
-        let Some(toolchain) = Toolchain::of(version)? else {
-            continue;
-        };
-        let program = GoProgram::new(PROGRAM).path(&toolchain, *variant)?;
-        test(version, program).with_context(|| format!("{toolchain}, {variant:?}"))?;
-    }
-    Ok(())
+fn program() -> GoProgram {
+    GoProgram::new(PROGRAM)
 }
 
 /// Traces the program from before it begins until it is done; what it says then, and what memtrace says.
@@ -135,7 +121,9 @@ fn check_leaks(version: &str, (outcome, fds): (Outcome, Fds)) -> Result<()> {
 
 #[test]
 fn each_connection_is_booked_on_who_asked_for_it() -> Result<()> {
-    with_builds(&BUILDS, |version, program| check_leaks(version, leaks(&program)?))
+    with_builds(&program(), &BUILDS, |version, program| {
+        check_leaks(version, leaks(&program)?)
+    })
 }
 
 #[test]
@@ -146,7 +134,7 @@ fn every_request_is_answered_while_garbage_is_collected() -> Result<()> {
         ("1.24", Variant::Pie),
         BUILDS[9],
     ];
-    with_builds(&builds, |_, program| {
+    with_builds(&program(), &builds, |_, program| {
         let (done, outcome) = trace(&program, "load", REQUESTS, &["--profiles", "fd"])?;
         let answered = format!("{REQUESTS} 0");
         ensure!(done == answered, "answered and failed: {done}");

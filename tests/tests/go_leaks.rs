@@ -11,10 +11,9 @@ use memtrace_tests::{
     Result,
     child::{Child, PATIENCE},
     fd_profile::Fds,
-    go_build::{GoProgram, Toolchain, Variant},
+    go_build::{GoProgram, Variant},
     go_profile::{GoHeap, Goroutines, read_threads},
-    go_runs::{check_names_first, first_lines, mem_profile_rate},
-    serial, skip,
+    go_runs::{check_names_first, first_lines, mem_profile_rate, with_builds},
     tracer::{Memtrace, Outcome},
 };
 
@@ -31,25 +30,7 @@ const BUILDS: [(&str, Variant); 2] = [("1.19", Variant::Default), ("1.27", Varia
 
 /// Runs a test with the program as each of [`BUILDS`] makes it; fewer where a version cannot be had.
 fn with_each_build(program: &GoProgram, test: impl Fn(PathBuf) -> Result<()>) -> Result<()> {
-    with_builds(program, &BUILDS, test)
-}
-
-fn with_builds(
-    program: &GoProgram,
-    builds: &[(&str, Variant)],
-    test: impl Fn(PathBuf) -> Result<()>,
-) -> Result<()> {
-    if !skip::can_trace() {
-        return Ok(());
-    }
-    let _turn = serial::turn()?;
-    for (version, variant) in builds {
-        let Some(toolchain) = Toolchain::of(version)? else {
-            continue;
-        };
-        test(program.path(&toolchain, *variant)?).with_context(|| format!("{toolchain}, {variant:?}"))?;
-    }
-    Ok(())
+    with_builds(program, &BUILDS, |_, program| test(program))
 }
 
 fn unprofiled() -> GoProgram {
@@ -136,7 +117,7 @@ fn files_that_nobody_closes() -> Result<()> {
 fn bodies_that_nobody_closes_show_as_goroutines_and_sockets() -> Result<()> {
     // Each version makes its connections in its own way.
     let builds = [BUILDS[0], ("1.24", Variant::Default), BUILDS[1]];
-    with_builds(&unprofiled(), &builds, |program| {
+    with_builds(&unprofiled(), &builds, |_, program| {
         let (_server, address) = start(&program, &["serve"])?;
         let outcome = watch(&program, &["bodies", &address], &[])?;
         // A goroutine of net/http dials; the function that asked it to is named all the same.
@@ -259,7 +240,7 @@ fn enable(program: &Path, argument: &str, rate: u64, end: End) -> Result<()> {
 #[test]
 fn the_rate_is_restored_at_each_end() -> Result<()> {
     let builds = [("1.19", Variant::Default), ("1.27", Variant::Default)];
-    with_builds(&unprofiled(), &builds, |program| {
+    with_builds(&unprofiled(), &builds, |_, program| {
         for end in ENDS {
             enable(&program, "--go-enable-heap", ENABLED_RATE, end).with_context(|| format!("{end:?}"))?;
         }
@@ -270,7 +251,7 @@ fn the_rate_is_restored_at_each_end() -> Result<()> {
 #[test]
 fn a_rate_that_is_not_0_is_not_changed() -> Result<()> {
     let builds = [("1.19", Variant::Default), ("1.27", Variant::Default)];
-    with_builds(&unprofiled().with_pprof(), &builds, |program| {
+    with_builds(&unprofiled().with_pprof(), &builds, |_, program| {
         enable(&program, "--go-enable-heap=4096", 512 * 1024, ENDS[0])
     })
 }

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::proto::{Function, Label, Line, Location, Mapping, Profile, Sample, ValueType};
+use super::{
+    proto::{Function, Label, Line, Location, Mapping, Profile, Sample, ValueType},
+    strings::Strings,
+};
 use crate::{
     symbol::{self, Symbolized, hex},
     target::{self, Mappings, ProcessInfo},
@@ -56,7 +59,7 @@ type Distinct = (Vec<u64>, Vec<(i64, i64)>);
 pub struct Builder<'a> {
     profile: Profile,
     mappings: &'a Mappings,
-    strings: HashMap<Arc<str>, i64>,
+    strings: Strings,
     functions: HashMap<(i64, i64, i64), u64>,
     /// By the target's mapping id.
     mapping_ids: HashMap<u16, u64>,
@@ -72,7 +75,7 @@ impl<'a> Builder<'a> {
         let mut builder = Self {
             profile: Profile::default(),
             mappings,
-            strings: HashMap::new(),
+            strings: Strings::default(),
             functions: HashMap::new(),
             mapping_ids: HashMap::new(),
             locations: HashMap::new(),
@@ -162,13 +165,7 @@ impl<'a> Builder<'a> {
     }
 
     fn string(&mut self, text: &str) -> i64 {
-        if let Some(index) = self.strings.get(text) {
-            return *index;
-        }
-        let index = self.profile.string_table.len() as i64;
-        self.profile.string_table.push(text.to_owned());
-        self.strings.insert(text.into(), index);
-        index
+        self.strings.index(&mut self.profile.string_table, text)
     }
 
     fn value_type(&mut self, of: &SampleType) -> ValueType {

@@ -1,8 +1,11 @@
 //! Brings samples of several profiles into one, by content: ids and indices of two profiles have nothing in common.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
-use super::proto::{Function, Label, Line, Location, Mapping, Profile, Sample, ValueType};
+use super::{
+    proto::{Function, Label, Line, Location, Mapping, Profile, Sample, ValueType},
+    strings::Strings,
+};
 
 /// What tells samples apart: the locations, innermost first, and the labels in an order of their own.
 type Distinct = (Vec<u64>, Vec<Label>);
@@ -11,7 +14,7 @@ type Distinct = (Vec<u64>, Vec<Label>);
 #[derive(Debug)]
 pub(super) struct Join {
     profile: Profile,
-    strings: HashMap<Arc<str>, i64>,
+    strings: Strings,
     functions: HashMap<Function, u64>,
     mappings: HashMap<Mapping, u64>,
     locations: HashMap<Location, u64>,
@@ -24,7 +27,7 @@ impl Join {
     pub(super) fn new(like: &Profile) -> Self {
         let mut join = Self {
             profile: Profile::default(),
-            strings: HashMap::new(),
+            strings: Strings::default(),
             functions: HashMap::new(),
             mappings: HashMap::new(),
             locations: HashMap::new(),
@@ -150,13 +153,7 @@ impl Join {
     }
 
     fn string(&mut self, text: &str) -> i64 {
-        if let Some(index) = self.strings.get(text) {
-            return *index;
-        }
-        let index = self.profile.string_table.len() as i64;
-        self.profile.string_table.push(text.to_owned());
-        self.strings.insert(text.into(), index);
-        index
+        self.strings.index(&mut self.profile.string_table, text)
     }
 
     fn value_type(&mut self, from: &Profile, of: ValueType) -> ValueType {

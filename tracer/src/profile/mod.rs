@@ -16,6 +16,7 @@ mod merge;
 pub mod proto;
 mod select;
 pub(crate) mod stacks;
+mod strings;
 pub(crate) mod subject;
 
 use std::io::{self, Read, Write};
@@ -33,7 +34,7 @@ pub use holdings::{FDS, FDS_INHERITED, KIND, MMAP, MMAP_INHERITED, fds, mmap};
 pub use join::ended_nanos;
 pub use merge::merge;
 pub use proto::Profile;
-pub use select::{select, type_names};
+pub use select::{is_cumulative, select, type_names};
 
 /// The bytes of a `.pb.gz` file.
 pub fn encode_gz(profile: &Profile) -> Vec<u8> {

@@ -28,6 +28,21 @@ pub fn select(profile: &Profile, which: impl Fn(&str) -> bool) -> Profile {
     selected
 }
 
+/// The sample types that count from when tracing began, and so only grow; all others are the state at one moment.
+const CUMULATIVE: [&str; 6] = [
+    "alloc_objects",
+    "alloc_space",
+    "open_fds",
+    "mmap_space",
+    "touched_space",
+    "brk_space",
+];
+
+/// Whether a sample type counts from when tracing began.
+pub fn is_cumulative(sample_type: &str) -> bool {
+    CUMULATIVE.contains(&sample_type)
+}
+
 /// The names of a profile's sample types, in their order.
 pub fn type_names(profile: &Profile) -> impl Iterator<Item = &str> {
     profile.sample_type.iter().map(|of| text(profile, of.r#type))

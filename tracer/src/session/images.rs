@@ -180,8 +180,7 @@ impl Image {
         };
         match &mapping.backing {
             Backing::File(file) => {
-                image.read_file(process, mapping, file, prefixes);
-                image.read_table(file, binaries);
+                image.read_file(process, mapping, file, prefixes, binaries);
                 image.file = Some(Arc::clone(file));
             }
             Backing::Image(bytes) => image.table = usable(UnwindTable::from_elf(&**bytes)),
@@ -191,23 +190,25 @@ impl Image {
         image
     }
 
-    fn read_table(&mut self, file: &File, binaries: &GoBinaries) {
-        let cache = ReadCache::new(file);
-        if !is_elf(&cache) {
-            return;
-        }
-        // Go describes its code elsewhere, and keeps frame pointers.
-        let go = binaries.open(file).and_then(Result::ok);
-        let go_code = go.map_or(0..0, |binary| binary.table().text());
-        self.table = usable(UnwindTable::from_elf_with(&cache, go_code));
-    }
-
-    fn read_file(&mut self, process: &Process, mapping: &Mapping, file: &File, prefixes: &[String]) {
+    fn read_file(
+        &mut self,
+        process: &Process,
+        mapping: &Mapping,
+        file: &File,
+        prefixes: &[String],
+        binaries: &GoBinaries,
+    ) {
         let cache = ReadCache::new(file);
         if !is_elf(&cache) {
             // Code that a program made itself, in a file that only it knows.
             return;
         }
+        // Go describes its code elsewhere, and keeps frame pointers.
+        let go_code = || match binaries.open(file) {
+            Some(Ok(binary)) => binary.table().text(),
+            _ => 0..0,
+        };
+        self.table = usable(UnwindTable::from_elf_with(&cache, go_code));
         let live = LiveCode {
             process,
             bias: mapping.bias,

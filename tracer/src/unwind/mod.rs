@@ -159,24 +159,24 @@ impl UnwindTable {
     ///
     /// [`UnwindError::NoEhFrame`] if there is none; the others if the file cannot be read or exceeds a [`Limit`].
     pub fn from_elf<'d, R: object::ReadRef<'d>>(data: R) -> Result<Self, UnwindError> {
-        Self::from_elf_with(data, 0..0)
+        Self::from_elf_with(data, || 0..0)
     }
 
-    /// The same of a file with code that keeps frame pointers at these virtual addresses: where no description covers it, it
-    /// is unwound by them. A Go program that was linked with C code has descriptions of that alone.
+    /// The same of a file with code that keeps frame pointers at these virtual addresses, which are asked for only if the file
+    /// has descriptions at all: where none covers that code, it is unwound by them. A Go program that was linked with C code has descriptions of that alone.
     ///
     /// # Errors
     /// As [`UnwindTable::from_elf`].
     pub fn from_elf_with<'d, R: object::ReadRef<'d>>(
         data: R,
-        with_frame_pointers: Range<u64>,
+        with_frame_pointers: impl FnOnce() -> Range<u64>,
     ) -> Result<Self, UnwindError> {
         let image = Image::parse(data)?;
         let mut stats = TableStats {
             section_bytes: image.eh_frame.len() as u64,
             ..TableStats::default()
         };
-        let frames = Frames::collect(&image, with_frame_pointers, &mut stats)?;
+        let frames = Frames::collect(&image, with_frame_pointers(), &mut stats)?;
         let mut writer = RowWriter::new(frames.address_range())?;
         frames.write_rows(&mut writer, &mut stats)?;
         let (rows, pages, base_page) = writer.finish();

@@ -6,24 +6,7 @@ use std::{
 };
 
 use super::Offer;
-use crate::profile::{Profile, delta, ended_nanos, select, type_names};
-
-/// The sample types that count from when tracing began; all others are the state at one moment.
-///
-/// Stores add up what is pushed, so of these they get what came since the last push.
-const CUMULATIVE: [&str; 6] = [
-    "alloc_objects",
-    "alloc_space",
-    "open_fds",
-    "mmap_space",
-    "touched_space",
-    "brk_space",
-];
-
-/// Whether a sample type counts from when tracing began.
-pub(super) fn is_cumulative(sample_type: &str) -> bool {
-    CUMULATIVE.contains(&sample_type)
-}
+use crate::profile::{Profile, delta, ended_nanos, is_cumulative, select, type_names};
 
 /// A series: the target's id and the profile's name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -49,7 +32,8 @@ pub(super) struct Interval {
 }
 
 impl Interval {
-    /// What came to an offer since `base`.
+    /// What came to an offer since `base`. Stores add up what is pushed, so of what counts from when tracing began they get what
+    /// came since the last push.
     ///
     /// The time of the profile is that of its collection, the end of the interval, and its duration is the interval's. A
     /// profile whose books began after the base ended has nothing in common with it: all of it is new.

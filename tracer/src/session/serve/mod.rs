@@ -165,20 +165,25 @@ impl Daemon {
         let mut looks = interval(LOOK_PERIOD);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                wish = signals.next() => match wish {
-                    Wish::End => return,
-                    Wish::Reload => self.reload(arguments, words),
-                },
-                Some((group, event)) = self.events.recv() => self.note(group, event),
+            let wish = tokio::select! {
+                wish = signals.next() => Some(wish),
+                Some((group, event)) = self.events.recv() => {
+                    self.note(group, event);
+                    None
+                }
                 // An engine that hangs must not keep the daemon from ending.
                 _ = looks.tick() => tokio::select! {
-                    wish = signals.next() => match wish {
-                        Wish::End => return,
-                        Wish::Reload => self.reload(arguments, words),
-                    },
-                    found = self.discovery.look() => self.targets.reconcile(found),
+                    wish = signals.next() => Some(wish),
+                    found = self.discovery.look() => {
+                        self.targets.reconcile(found);
+                        None
+                    }
                 },
+            };
+            match wish {
+                Some(Wish::End) => return,
+                Some(Wish::Reload) => self.reload(arguments, words),
+                None => {}
             }
         }
     }

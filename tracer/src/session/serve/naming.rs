@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
-    profile::{self, AllocatorFrames, Profile},
+    profile::{self, AllocatorFrames, Profile, is_cumulative, type_names},
     session::{
         Error,
         profiles::{names_of, profile_of},
@@ -18,17 +18,6 @@ use crate::{
     symbol::Symbolizer,
 };
 
-/// The sample types that only grow. What ended processes of a target have of them stays in its profiles, so that the
-/// difference of two is what happened between.
-pub const CUMULATIVE: [&str; 7] = [
-    "alloc_objects",
-    "alloc_space",
-    "open_fds",
-    "mmap_space",
-    "mmap_objects",
-    "touched_space",
-    "brk_space",
-];
 /// Names are found anew when so many files are known: those of targets that are gone are among them.
 const MODULES: usize = 512;
 /// So many comments are kept of the processes of a target that have ended: each has some of its own.
@@ -114,7 +103,7 @@ impl Naming {
 /// What the ended processes of a target left.
 #[derive(Default)]
 struct Ended {
-    /// What only grows, of all of them.
+    /// What only grows, of all of them: it stays in the target's profiles, so that the difference of two is what happened between.
     cumulative: HashMap<&'static str, Profile>,
     /// Everything, of those that ended since the profiles were made the last time.
     recent: HashMap<&'static str, Profile>,
@@ -262,7 +251,7 @@ fn joined(parts: BTreeMap<&'static str, Vec<Profile>>) -> Profiles {
 
 /// Sets everything to zero that does not only grow, and removes what is nothing then.
 fn keep_cumulative(profile: &mut Profile) {
-    clear(profile, |name| !CUMULATIVE.contains(&name));
+    clear(profile, |name| !is_cumulative(name));
     profile
         .sample
         .retain(|sample| sample.value.iter().any(|&value| value != 0));
@@ -270,19 +259,11 @@ fn keep_cumulative(profile: &mut Profile) {
 
 /// Sets everything to zero that only grows.
 fn drop_cumulative(profile: &mut Profile) {
-    clear(profile, |name| CUMULATIVE.contains(&name));
+    clear(profile, is_cumulative);
 }
 
 fn clear(profile: &mut Profile, is_cleared: impl Fn(&str) -> bool) {
-    let name_of = |index: i64| {
-        let index = usize::try_from(index).unwrap_or_default();
-        profile.string_table.get(index).map_or("", String::as_str)
-    };
-    let cleared: Vec<bool> = profile
-        .sample_type
-        .iter()
-        .map(|kind| is_cleared(name_of(kind.r#type)))
-        .collect();
+    let cleared: Vec<bool> = type_names(profile).map(is_cleared).collect();
     for sample in &mut profile.sample {
         for (value, is_cleared) in sample.value.iter_mut().zip(&cleared) {
             if *is_cleared {
