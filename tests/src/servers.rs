@@ -6,6 +6,8 @@ use std::{
     os::unix::fs::chown,
     path::{Path, PathBuf},
     process::Command,
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail, ensure};
@@ -30,7 +32,8 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Starts the program with so many worker processes, and waits until it serves.
+    /// Starts the program with so many worker processes, and waits until all of them run and one serves: the master
+    /// listens before it has started any.
     pub fn start(program: &Path, workers: usize) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let address = net::free_address()?;
@@ -50,6 +53,16 @@ impl Nginx {
             directory,
         };
         net::await_server(address)?;
+        net::fetch(address, "/page")?;
+        let deadline = Instant::now() + PATIENCE;
+        while nginx.workers()?.len() < workers {
+            ensure!(
+                Instant::now() < deadline,
+                "nginx has only {:?} for workers",
+                nginx.workers()?
+            );
+            sleep(Duration::from_millis(20));
+        }
         Ok(nginx)
     }
 

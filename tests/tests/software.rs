@@ -5,9 +5,9 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::Command,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread::{scope, sleep},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail, ensure};
@@ -63,18 +63,22 @@ fn check(heap: &Heap, at_least: i64) -> Result<()> {
     Ok(())
 }
 
-/// Two clients make requests while `during` runs; each request must succeed.
-fn under_load<T>(request: impl Fn() -> Result<()> + Sync, during: impl FnOnce() -> Result<T>) -> Result<T> {
-    let stop = AtomicBool::new(false);
+/// Two clients make requests while `during` runs, which is told how many were answered; each request must succeed.
+fn under_load<T>(
+    request: impl Fn() -> Result<()> + Sync,
+    during: impl FnOnce(&AtomicUsize) -> Result<T>,
+) -> Result<T> {
+    let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     let client = || {
         while !stop.load(Ordering::Relaxed) {
             request()?;
+            answered.fetch_add(1, Ordering::Relaxed);
         }
         Ok::<_, anyhow::Error>(())
     };
     scope(|scope| {
         let clients = [scope.spawn(client), scope.spawn(client)];
-        let result = during();
+        let result = during(&answered);
         stop.store(true, Ordering::Relaxed);
         for client in clients {
             client
@@ -137,7 +141,7 @@ fn trace_redis(preload: Option<&str>, allocator: &str) -> Result<()> {
     let mut redis = servers::start_redis(&server, address, directory.path(), preload)?;
     let heaps = under_load(
         || load_redis(&benchmark, address),
-        || {
+        |_| {
             let first = Memtrace::attach(redis.pid(), &["--duration", "1500ms"])?;
             ensure!(first.announcement.contains(allocator), "{}", first.announcement);
             let first = first.finish(PATIENCE)?.succeeded()?.0;
@@ -212,6 +216,17 @@ fn count(target: &mut Child) -> Result<u64> {
 
 // ---------------------------------------------------------------------------------------------- nginx
 
+/// Traces a worker while it answers a hundred requests, however long they take here.
+fn trace_requests(worker: u32, answered: &AtomicUsize) -> Result<Heap> {
+    let memtrace = Memtrace::attach(worker, &[])?;
+    let (enough, deadline) = (answered.load(Ordering::Relaxed) + 100, Instant::now() + PATIENCE);
+    while answered.load(Ordering::Relaxed) < enough {
+        ensure!(Instant::now() < deadline, "nginx answers no more");
+        sleep(Duration::from_millis(20));
+    }
+    Ok(memtrace.stop()?.0)
+}
+
 #[test]
 fn nginx_under_load() -> Result<()> {
     if !skip::can_trace() {
@@ -228,16 +243,9 @@ fn nginx_under_load() -> Result<()> {
 
     let heaps = under_load(
         || net::fetch(nginx.address, "/page"),
-        || {
-            let first = Memtrace::attach(worker, &["--duration", "1500ms"])?
-                .finish(PATIENCE)?
-                .succeeded()?
-                .0;
-            let second = Memtrace::attach(worker, &["--duration", "1500ms"])?
-                .finish(PATIENCE)?
-                .succeeded()?
-                .0;
-            Ok([first, second])
+        |answered| {
+            let first = trace_requests(worker, answered)?;
+            Ok([first, trace_requests(worker, answered)?])
         },
     )?;
     for heap in &heaps {
