@@ -27,11 +27,19 @@ pub fn first_lines(report: &str) -> Vec<&str> {
         .collect()
 }
 
-/// Insists that of all functions with this prefix, which are the program's own, the report first names this one, and at once.
-pub fn check_names_first(report: &str, prefix: &str, function: &str) -> Result<()> {
-    let first = first_lines(report).into_iter().find(|line| line.contains(prefix));
+/// The functions that grow, in the order in which the first lines of a report name them.
+pub fn growing(report: &str) -> Vec<&str> {
+    let lines = first_lines(report).into_iter();
+    let lines = lines.filter_map(|line| line.strip_prefix("Growing: ")?.split_once(" at "));
+    lines
+        .map(|(_, function)| function.split(',').next().unwrap_or(function))
+        .collect()
+}
+
+/// Insists that a report begins with the growth of this function.
+pub fn check_names_first(report: &str, function: &str) -> Result<()> {
     ensure!(
-        first.is_some_and(|line| line.contains(function)),
+        growing(report).first() == Some(&function),
         "the report does not begin with {function}:\n{report}"
     );
     Ok(())

@@ -16,15 +16,20 @@ const pace = 10 * time.Millisecond
 
 func main() {
 	steps := map[string]func(){
-		"slice":      func() { audit.remember("a request") },
-		"goroutines": func() { go waitForReply(make(chan string)) },
-		"files":      func() { openReport() },
-		"bodies":     func() { fetchPrice("http://" + os.Args[2]) },
-		"threads":    pinThreads,
-		"nothing":    func() {},
+		"slice": func() { audit.remember("a request") },
+		// With GOGC=off.
+		"uncollected": func() { audit.remember("a request") },
+		"goroutines":  func() { go waitForReply(make(chan string)) },
+		"files":       func() { openReport() },
+		"bodies":      func() { fetchPrice("http://" + os.Args[2]) },
+		"threads":     pinThreads,
+		"nothing":     func() {},
 	}
 	if os.Args[1] == "serve" {
 		serve()
+	}
+	if os.Args[1] == "uncollected" {
+		publish()
 	}
 	step := steps[os.Args[1]]
 	go func() {

@@ -19,6 +19,15 @@ pub(super) struct Stack<'s, 'a> {
 }
 
 impl<'a> Stack<'_, 'a> {
+    /// The innermost function that is the program's own; of what a client of Go's `net/http` does, the innermost that asked
+    /// for it, since a transport of the program's own is only passed through.
+    pub(super) fn own(&self) -> Option<&'a Line> {
+        let asked = self.lines.iter().rposition(|line| is_http_client(&line.function));
+        let begin = asked.map_or(self.wrappers, |asked| asked + 1);
+        let mut callers = self.lines.get(begin..)?.iter();
+        callers.find(|line| !is_library(&line.function)).copied()
+    }
+
     /// The innermost function that is the program's own, or else the one that says most.
     pub(super) fn first_own(&self) -> Option<&'a Line> {
         Own::of(self).frames.first().copied()
@@ -220,6 +229,11 @@ fn is_standard_library(function: &str) -> bool {
     };
     let (of, interface) = implementation.split_once(" as ").unwrap_or((implementation, ""));
     is_inside(of) || (is_inside(interface) && matches!(of, "T" | "&T" | "[T]" | "F" | "I"))
+}
+
+/// Whether a function is one by which Go's `net/http` makes requests, with any transport.
+fn is_http_client(function: &str) -> bool {
+    function.starts_with("net/http.(*Client).") || function == "net/http.send"
 }
 
 /// Whether a function is in a package of Go's through which every system call goes.

@@ -2,6 +2,7 @@
 
 mod descriptors;
 mod golang;
+mod growing;
 mod growth;
 mod heap;
 mod holdings;
@@ -141,8 +142,8 @@ fn write_symbolized(
         has_praised: false,
     };
     report.header()?;
+    report.growing()?;
     if let Some(go) = &snapshot.go {
-        report.growing(go)?;
         report.go_heap(go, most)?;
     }
     match snapshot.native_heap() {
@@ -255,8 +256,15 @@ impl<W: Write> Report<'_, W> {
     }
 
     /// Over which time the recent changes are, when they are known.
-    fn recent(&self) -> Option<String> {
-        (!self.snapshot.recent.is_zero()).then(|| text::duration(self.snapshot.recent))
+    fn recent(&self, subject: Subject) -> Option<String> {
+        let go = self.snapshot.go.as_ref();
+        let recent = match subject {
+            Subject::GoHeap | Subject::Goroutines | Subject::Threads => go?.recent,
+            Subject::Heap | Subject::Descriptors | Subject::Mappings | Subject::NewMemory => {
+                self.snapshot.recent
+            }
+        };
+        (!recent.is_zero()).then(|| text::duration(recent))
     }
 }
 

@@ -307,16 +307,16 @@ impl Tracer {
                 began.elapsed().as_millis() + 1
             ),
             Err(error) => {
-                // The other threads of a process that ends as a whole end a moment later.
-                std::thread::sleep(LOOK_AGAIN);
-                if self.root.has_ended() {
-                    return;
-                }
                 format!(
                     "{ended}, and they could not be bound to another: nothing was recorded since ({error})"
                 )
             }
         };
+        // The other threads of a process that ends as a whole end a moment later.
+        std::thread::sleep(LOOK_AGAIN);
+        if self.root.has_ended() {
+            return;
+        }
         log::warn!("{note}");
         for space in self.spaces.values_mut() {
             space.add_note(note.clone());

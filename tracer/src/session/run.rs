@@ -250,6 +250,9 @@ impl Run<'_> {
         if self.arguments.quiet {
             return;
         }
+        if let Some(refusal) = self.tracer.go_refusal(FIRST_SPACE) {
+            say(&printable(&refusal));
+        }
         for note in &coverage.not_covered {
             say(&format!("not covered: {}", printable(note)));
         }

@@ -16,7 +16,7 @@ use memtrace_ebpf::{
 use super::{
     Error,
     files::Files,
-    golang::Runtimes,
+    golang::{Before, Runtimes},
     heirs::Heirs,
     history::{History, Reading},
     mapped::MappedBooks,
@@ -245,6 +245,15 @@ impl Tracer {
         reading.filter(|reading| reading.at >= space.since)
     }
 
+    /// The earlier readings of Go runtimes, in the same way.
+    fn before(&self, space: &Space) -> Option<Before<'_>> {
+        let reading = self.earlier(space)?;
+        Some(Before {
+            readings: &reading.go,
+            ago: self.elapsed().saturating_sub(reading.at),
+        })
+    }
+
     /// The children that the process has already, and theirs. From here on the programs follow those that are made.
     fn add_descendants(&mut self) {
         // Another look finds those that were made by one that was not traced so far.
@@ -276,6 +285,11 @@ impl Tracer {
         self.runtimes.version(root)
     }
 
+    /// Why what is wanted of a Go runtime cannot be had of a process that was attached to, if it cannot.
+    pub fn go_refusal(&self, root: u32) -> Option<String> {
+        self.runtimes.refusal(root, &self.settings.go)
+    }
+
     /// What was attached to and has something left, see [`Tracer::add`].
     pub fn roots(&self) -> HashSet<u32> {
         let ending = self.ending.iter().map(|(space, _)| space);
@@ -293,7 +307,7 @@ impl Tracer {
 
     fn coverage_of(&self, space: &Space) -> Coverage {
         let mut coverage = space.coverage.clone();
-        if self.runtimes.version(space.id).is_some() {
+        if self.runtimes.has_runtime(space.id) {
             coverage
                 .not_covered
                 .retain(|note| note != HEAP_NOT_VISIBLE && note != NO_SYMBOLS);
@@ -418,7 +432,9 @@ impl Tracer {
                     .iter()
                     .map(|(&space, books)| (space, books.held()))
                     .collect(),
-                go: self.runtimes.read(&self.spaces, &self.settings.go),
+                go: self
+                    .runtimes
+                    .read(&self.spaces, &self.settings.go, |space| self.before(space)),
             });
         }
     }
@@ -550,8 +566,7 @@ impl Tracer {
     fn go_state(&self, space: &Space) -> Option<GoState> {
         let has_ended = space.process.as_ref().is_none_or(|process| process.has_ended());
         if !has_ended {
-            let earlier = self.earlier(space).map(|reading| &reading.go);
-            return self.runtimes.state(space, &self.settings.go, earlier);
+            return self.runtimes.state(space, &self.settings.go, self.before(space));
         }
         let last = self.history.last()?;
         let mut state = last.go.get(&space.id)?.state.clone();

@@ -1,6 +1,6 @@
 //! What a Go runtime says of itself: its sampled heap, its goroutines, its threads.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::Site;
 
@@ -49,6 +49,8 @@ pub struct GoState {
     pub threads: Option<Vec<ThreadGroup>>,
     /// The goroutines that wait for connections of `net/http`, by the id of the goroutine that dialed; from Go 1.21 on.
     pub loops: HashMap<u64, ConnectionLoops>,
+    /// How long before this an earlier reading was made, which its changes refer to; zero if there was none.
+    pub recent: Duration,
     /// What could not be read and why, and what was torn, one sentence each.
     pub notes: Vec<String>,
 }
@@ -86,6 +88,8 @@ pub struct GoHeapState {
     pub is_enabled_by_us: bool,
     /// Which view the values are of.
     pub view: GoHeapView,
+    /// Of what was allocated, how much is not among the values, as no garbage collection was completed since (bytes).
+    pub unpublished_bytes: u64,
     /// Buckets that could not be read; they are not shown.
     pub torn: u64,
 }
@@ -113,7 +117,7 @@ pub struct GoroutineGroup {
     pub count: u64,
     /// How many of them were there at the earlier reading.
     pub persistent: u64,
-    /// Change of `count` over [`super::Snapshot::recent`].
+    /// Change of `count` over [`GoState::recent`].
     pub recent_change: i64,
     /// Whether they belong to the runtime itself, which `runtime/pprof` leaves out.
     pub is_system: bool,
@@ -135,7 +139,7 @@ pub struct ThreadGroup {
     pub hold: &'static str,
     /// How many there are.
     pub count: u64,
-    /// Change of `count` over [`super::Snapshot::recent`].
+    /// Change of `count` over [`GoState::recent`].
     pub recent_change: i64,
 }
 

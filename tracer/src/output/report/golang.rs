@@ -1,11 +1,8 @@
-//! The sections on a Go runtime, and the lines that name what grows in it.
+//! The sections on a Go runtime.
 
 use std::io::{self, Write};
 
-use super::{
-    Report,
-    places::{all_kinds, amount},
-};
+use super::{Report, places::all_kinds};
 use crate::{
     output::{
         c_library::CLibrary,
@@ -18,86 +15,6 @@ use crate::{
 };
 
 impl<W: Write> Report<'_, W> {
-    /// A line for each section of which something grows, with the place that grows most.
-    pub(super) fn growing(&mut self, go: &GoState) -> io::Result<()> {
-        let Some(recent) = self.recent() else {
-            return Ok(());
-        };
-        let fds = self.snapshot.fds.iter().flat_map(|fds| &fds.holders);
-        let fds = fds.map(|holder| Entry::of_holder(holder, Subject::Descriptors));
-        let sites = go.heap.iter().flat_map(|heap| &heap.sites);
-        let sections = [
-            (
-                Subject::GoHeap,
-                "heap",
-                self.grower(sites.map(Entry::of_site), Subject::GoHeap),
-            ),
-            (
-                Subject::Goroutines,
-                "goroutines",
-                self.grower(
-                    shown(go.goroutines.iter().flatten()).map(Entry::of_goroutines),
-                    Subject::Goroutines,
-                ),
-            ),
-            (
-                Subject::Threads,
-                "threads",
-                self.grower(
-                    go.threads.iter().flatten().map(Entry::of_threads),
-                    Subject::Threads,
-                ),
-            ),
-            (
-                Subject::Descriptors,
-                "descriptors",
-                self.grower(fds, Subject::Descriptors),
-            ),
-        ];
-        let mut any = false;
-        for (subject, what, grower) in sections {
-            let Some(Grower {
-                function,
-                change,
-                held,
-            }) = grower
-            else {
-                continue;
-            };
-            any = true;
-            let held = amount(subject, held);
-            let line =
-                format!("Growing: {what} {change} in the last {recent} at {function}, which holds {held}");
-            writeln!(
-                self.out,
-                "{}",
-                self.style.warn(wrap(&printable(&line), self.style.width, "  "))
-            )?;
-        }
-        if any { writeln!(self.out) } else { Ok(()) }
-    }
-
-    /// Who of these grew most, if that is more than noise.
-    fn grower<'e>(&self, entries: impl Iterator<Item = Entry<'e>>, subject: Subject) -> Option<Grower> {
-        let places = Places::of(entries, self.symbols, &self.c_library);
-        let all = places.beyond(0).amount;
-        let places = places.top(usize::MAX);
-        let most = places.iter().max_by_key(|place| place.books.recent_change)?;
-        let change = most.books.recent_change;
-        if change <= 0 || change.unsigned_abs() <= all / 100 {
-            return None;
-        }
-        let function = most.stack().first_own().map(|line| line.function.to_string());
-        Some(Grower {
-            function: function.or_else(|| most.inner.first().cloned())?,
-            change: match subject {
-                Subject::GoHeap => text::change(change),
-                _ => text::count_change(change),
-            },
-            held: most.books.amount,
-        })
-    }
-
     /// The heap as the runtime samples it.
     pub(super) fn go_heap(&mut self, go: &GoState, top: usize) -> io::Result<()> {
         self.has_section |= go.heap.is_some() || !go.notes.is_empty();
@@ -126,7 +43,7 @@ impl<W: Write> Report<'_, W> {
             self.style.bold(text::bytes(live)),
             text::objects(objects)
         );
-        if let Some(recent) = self.recent() {
+        if let Some(recent) = self.recent(Subject::GoHeap) {
             let change = self.change(Subject::GoHeap, change, live, 0);
             total.push_str(&format!(" ({change} in the last {recent})"));
         }
@@ -156,8 +73,8 @@ impl<W: Write> Report<'_, W> {
         let entries = shown(groups.iter()).map(Entry::of_goroutines);
         let places = Places::of(entries, self.symbols, &CLibrary::default());
         let books = places.beyond(0);
-        let mut total = format!("{} goroutines", self.style.bold(text::count(books.amount)));
-        if let Some(recent) = self.recent() {
+        let mut total = self.number_of(books.amount, "goroutine");
+        if let Some(recent) = self.recent(Subject::Goroutines) {
             let change = self.change(Subject::Goroutines, books.recent_change, books.amount, 0);
             let persistent = shown(groups.iter()).map(|group| group.persistent).sum();
             total.push_str(&format!(
@@ -170,14 +87,20 @@ impl<W: Write> Report<'_, W> {
         self.places(Subject::Goroutines, &places, top)
     }
 
+    /// How many of something there are, in the line of totals.
+    fn number_of(&self, count: u64, one: &str) -> String {
+        let plural = if count == 1 { "" } else { "s" };
+        format!("{} {one}{plural}", self.style.bold(text::count(count)))
+    }
+
     /// The threads by what holds them.
     pub(super) fn threads(&mut self, groups: &[ThreadGroup], top: usize) -> io::Result<()> {
         self.section("Threads")?;
         let entries = groups.iter().map(Entry::of_threads);
         let places = Places::of(entries, self.symbols, &CLibrary::default());
         let books = places.beyond(0);
-        let mut total = format!("{} threads", self.style.bold(text::count(books.amount)));
-        if let Some(recent) = self.recent() {
+        let mut total = self.number_of(books.amount, "thread");
+        if let Some(recent) = self.recent(Subject::Threads) {
             let change = self.change(Subject::Threads, books.recent_change, books.amount, 0);
             total.push_str(&format!(" ({change} in the last {recent})"));
         }
@@ -189,14 +112,9 @@ impl<W: Write> Report<'_, W> {
     }
 }
 
-/// A place that grows.
-struct Grower {
-    function: String,
-    change: String,
-    held: u64,
-}
-
 /// The goroutines that are the program's own.
-fn shown<'g>(groups: impl Iterator<Item = &'g GoroutineGroup>) -> impl Iterator<Item = &'g GoroutineGroup> {
+pub(super) fn shown<'g>(
+    groups: impl Iterator<Item = &'g GoroutineGroup>,
+) -> impl Iterator<Item = &'g GoroutineGroup> {
     groups.filter(|group| !group.is_system)
 }

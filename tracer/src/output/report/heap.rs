@@ -90,7 +90,7 @@ impl<W: Write> Report<'_, W> {
             .iter()
             .map(|site| site.recent_change)
             .fold(0, i64::saturating_add);
-        let change = match self.recent() {
+        let change = match self.recent(Subject::Heap) {
             Some(recent) => format!(
                 ", {} in the last {recent}",
                 self.change(Subject::Heap, change, live, 0)

@@ -71,7 +71,7 @@ impl<W: Write> Report<'_, W> {
         let books = places.beyond(0);
         let open = self.style.bold(amount(subject, books.amount));
         total.push_str(&format!(", {still} {open}"));
-        if let Some(recent) = self.recent() {
+        if let Some(recent) = self.recent(subject) {
             let change = self.change(subject, books.recent_change, books.amount, 0);
             total.push_str(&format!(" ({change} in the last {recent})"));
         }

@@ -60,7 +60,7 @@ impl<W: Write> Report<'_, W> {
                 format!("The top {shown} of {all} places in the code that {hold}")
             }
         };
-        if let Some(recent) = self.recent().filter(|_| has_change(subject)) {
+        if let Some(recent) = self.recent(subject).filter(|_| has_change(subject)) {
             heading.push_str(&format!(", and their change in the last {recent}"));
         }
         heading.push(':');
@@ -98,7 +98,7 @@ impl<W: Write> Report<'_, W> {
         detail: &str,
     ) -> io::Result<()> {
         let share = text::share(books.amount, all);
-        let change = match self.recent().filter(|_| has_change(subject)) {
+        let change = match self.recent(subject).filter(|_| has_change(subject)) {
             Some(_) => format!(
                 "  {}",
                 self.change(subject, books.recent_change, books.amount, 10)
@@ -233,8 +233,7 @@ impl<W: Write> Report<'_, W> {
         let text = match (is_full, noise) {
             (true, _) => "unknown".to_owned(),
             (false, true) => "steady".to_owned(),
-            (false, false) if is_counted(subject) => text::count_change(change),
-            (false, false) => text::change(change),
+            (false, false) => self::change(subject, change),
         };
         let text = format!("{text:>width$}");
         if change > 0 && !noise {
@@ -253,6 +252,14 @@ pub(super) fn amount(subject: Subject, value: u64) -> String {
     }
 }
 
+/// A change of what a section shows.
+pub(super) fn change(subject: Subject, value: i64) -> String {
+    match is_counted(subject) {
+        true => text::count_change(value),
+        false => text::change(value),
+    }
+}
+
 /// Whether amounts are numbers of things, rather than bytes.
 fn is_counted(subject: Subject) -> bool {
     matches!(
@@ -262,7 +269,7 @@ fn is_counted(subject: Subject) -> bool {
 }
 
 /// `, 37 readLoop and 37 writeLoop goroutines wait`; nothing if none does.
-fn waiting(loops: ConnectionLoops) -> String {
+pub(super) fn waiting(loops: ConnectionLoops) -> String {
     if loops.is_empty() {
         return String::new();
     }

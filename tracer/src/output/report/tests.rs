@@ -9,6 +9,7 @@ use crate::{
     snapshot::{Losses, Selection, Snapshot},
 };
 
+mod growing;
 mod holdings;
 
 impl Words {

@@ -8,8 +8,10 @@ mod runtime;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
+use reading::GoReading;
 pub use reading::GoReadings;
 use runtime::Runtime;
 
@@ -19,6 +21,14 @@ use crate::{
     snapshot::{GoState, GoWishes},
     target::{Backing, Mapping},
 };
+
+/// Earlier readings to compare with.
+#[derive(Clone, Copy, Debug)]
+pub struct Before<'r> {
+    pub readings: &'r GoReadings,
+    /// How long ago they were made.
+    pub ago: Duration,
+}
 
 /// The Go runtimes of the traced processes.
 #[derive(Debug, Default)]
@@ -62,6 +72,23 @@ impl Runtimes {
         self.known.get(&space)?.as_ref()?.version()
     }
 
+    /// Why what is wanted of a Go runtime cannot be had of an address space, if it cannot.
+    pub fn refusal(&self, space: u32, wishes: &GoWishes) -> Option<String> {
+        match self.known.get(&space)? {
+            Some(runtime) => runtime.refusal(),
+            None if wishes.enable.is_some() => Some(
+                "Go's heap profile cannot be enabled (--go-enable-heap): this program has no Go runtime"
+                    .into(),
+            ),
+            None => None,
+        }
+    }
+
+    /// Whether an address space has a Go runtime, whether it can be read or not.
+    pub fn has_runtime(&self, space: u32) -> bool {
+        self.known.get(&space).is_some_and(Option::is_some)
+    }
+
     /// An address in the Go heap of an address space, if there is one that can be read.
     pub fn heap_address(&self, space: u32) -> Option<u64> {
         self.known.get(&space)?.as_ref()?.heap_address()
@@ -72,20 +99,26 @@ impl Runtimes {
         self.known.remove(&space);
     }
 
-    /// The state of a runtime now; `None` if the process has none, or nothing of it is wanted.
-    pub fn state(&self, space: &Space, wishes: &GoWishes, earlier: Option<&GoReadings>) -> Option<GoState> {
-        let runtime = self.known.get(&space.id)?.as_ref()?;
-        let earlier = earlier.and_then(|readings| readings.get(&space.id));
-        Some(runtime.state(&space.reader.mappings(), wishes, earlier))
+    /// The state of a runtime now, and how it changed; `None` if the process has none, or nothing of it is wanted.
+    pub fn state(&self, space: &Space, wishes: &GoWishes, before: Option<Before<'_>>) -> Option<GoState> {
+        Some(self.reading(space, wishes, before)?.state)
     }
 
-    /// A reading of every runtime, to compare later ones with.
-    pub fn read(&self, spaces: &BTreeMap<u32, Space>, wishes: &GoWishes) -> GoReadings {
-        let reading = |space: &Space| {
-            let runtime = self.known.get(&space.id)?.as_ref()?;
-            Some((space.id, runtime.reading(&space.reader.mappings(), wishes)))
-        };
+    /// A reading of every runtime, to compare later ones with, and how it changed since.
+    pub fn read<'r>(
+        &self,
+        spaces: &BTreeMap<u32, Space>,
+        wishes: &GoWishes,
+        before: impl Fn(&Space) -> Option<Before<'r>>,
+    ) -> GoReadings {
+        let reading = |space: &Space| Some((space.id, self.reading(space, wishes, before(space))?));
         spaces.values().filter_map(reading).collect()
+    }
+
+    fn reading(&self, space: &Space, wishes: &GoWishes, before: Option<Before<'_>>) -> Option<GoReading> {
+        let runtime = self.known.get(&space.id)?.as_ref()?;
+        let earlier = before.and_then(|before| Some((before.readings.get(&space.id)?, before.ago)));
+        Some(runtime.read(&space.reader.mappings(), wishes, earlier))
     }
 
     /// The programs that were opened.

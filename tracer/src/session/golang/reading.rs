@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::{
-    snapshot::{GoState, GoroutineGroup, Site, ThreadGroup},
+    snapshot::{GoHeapState, GoState, GoroutineGroup, Site, ThreadGroup},
     symbol::WordHashing,
 };
 
@@ -27,6 +27,8 @@ pub type GoReadings = HashMap<u32, GoReading>;
 pub(super) struct Earlier<'r> {
     /// Live bytes of the heap by stack.
     live_bytes: HashMap<&'r [u64], u64>,
+    /// Bytes allocated on the heap.
+    alloc_bytes: u64,
     /// Goroutines by stack.
     goroutines: HashMap<&'r [u64], u64>,
     /// Threads by what holds them and by stack.
@@ -42,16 +44,22 @@ impl<'r> Earlier<'r> {
             threads,
             ..
         } = &reading.state;
-        let sites = heap.iter().flat_map(|heap| &heap.sites);
+        let sites = || heap.iter().flat_map(|heap| &heap.sites);
         let threads = threads.iter().flatten();
         Self {
-            live_bytes: sites.map(|site| (&*site.frames, site.live_bytes)).collect(),
+            alloc_bytes: sites().map(|site| site.alloc_bytes).sum(),
+            live_bytes: sites().map(|site| (&*site.frames, site.live_bytes)).collect(),
             goroutines: by_stack(goroutines.iter().flatten()),
             threads: threads
                 .map(|group| ((group.hold, &*group.frames), group.count))
                 .collect(),
             ids: &reading.ids,
         }
+    }
+
+    /// Whether a heap has had no allocation since, as far as it shows them.
+    pub fn heap_stands_still(&self, heap: &GoHeapState) -> bool {
+        heap.sites.iter().map(|site| site.alloc_bytes).sum::<u64>() == self.alloc_bytes
     }
 
     /// By how much a site's live bytes have changed since.

@@ -16,6 +16,7 @@ use crate::{
     },
     snapshot::{GoHeapState, GoHeapView, GoState, GoWishes, GoroutineGroup, RUNNING, Site, ThreadGroup},
     target::{Mapping, Mappings, Process},
+    text,
 };
 
 /// The Go runtime of one address space.
@@ -62,6 +63,11 @@ impl Runtime {
         self.reader.is_ok().then_some(&*self.version)
     }
 
+    /// Why it cannot be read, if it cannot.
+    pub fn refusal(&self) -> Option<String> {
+        self.reader.as_ref().err().map(|why| cannot_be_read(why))
+    }
+
     /// An address in its heap: the array of `runtime.allgs` is there, as `append` makes it.
     pub fn heap_address(&self) -> Option<u64> {
         let allgs = self.reader.as_ref().ok()?.variables.allgs?;
@@ -102,45 +108,41 @@ impl Runtime {
         }
     }
 
-    /// What it knows now.
-    pub fn state(&self, mappings: &Mappings, wishes: &GoWishes, earlier: Option<&GoReading>) -> GoState {
-        self.read(mappings, wishes, earlier).0
-    }
-
-    /// The same, to compare later states with.
-    pub fn reading(&self, mappings: &Mappings, wishes: &GoWishes) -> GoReading {
-        let (state, ids) = self.read(mappings, wishes, None);
-        GoReading { state, ids }
-    }
-
-    /// What it knows, and the ids of all goroutines.
-    fn read(&self, mappings: &Mappings, wishes: &GoWishes, earlier: Option<&GoReading>) -> (GoState, Ids) {
+    /// What it knows now, and how that changed since an earlier reading, which was made so long ago.
+    pub fn read(
+        &self,
+        mappings: &Mappings,
+        wishes: &GoWishes,
+        earlier: Option<(&GoReading, Duration)>,
+    ) -> GoReading {
         let mut state = GoState {
             version: self.version.clone(),
+            recent: earlier.map_or(Duration::ZERO, |(_, ago)| ago),
             notes: self.note.iter().cloned().collect(),
             ..GoState::default()
         };
+        let mut ids = Ids::default();
         let reader = match &self.reader {
             Ok(reader) => reader,
             Err(why) => {
-                state.notes.push(format!("Its Go runtime cannot be read: {why}."));
-                return (state, Ids::default());
+                state.notes.push(format!("{}.", cannot_be_read(why)));
+                return GoReading { state, ids };
             }
         };
         let context = Context {
             reader,
             process: &self.process,
             mappings,
-            earlier: earlier.map(Earlier::of),
+            earlier: earlier.map(|(reading, _)| Earlier::of(reading)),
         };
         if wishes.heap {
             let heap = context.heap(wishes.view);
-            state.heap = note_failure("heap profile", heap, &mut state.notes);
-            if let Some(heap) = &mut state.heap {
+            if let Some(mut heap) = note_failure("heap profile", heap, &mut state.notes) {
                 heap.is_enabled_by_us = self.enabled.is_some();
+                state.notes.extend(context.standstill(&heap, state.recent));
+                state.heap = Some(heap);
             }
         }
-        let mut ids = Ids::default();
         if wishes.goroutines || wishes.threads {
             let goroutines = context.goroutines();
             if let Some(goroutines) = note_failure("goroutines", goroutines, &mut state.notes) {
@@ -161,8 +163,12 @@ impl Runtime {
                 }
             }
         }
-        (state, ids)
+        GoReading { state, ids }
     }
+}
+
+fn cannot_be_read(why: &str) -> String {
+    format!("Its Go runtime cannot be read: {why}")
 }
 
 /// What was read; if it could not be, that is noted.
@@ -205,6 +211,7 @@ impl Context<'_> {
         } = self.reader;
         let GoHeap { rate, buckets, torn } = read_heap(self.process, layout, variables)?;
         let mut sites: HashMap<Vec<u64>, Site> = HashMap::new();
+        let mut unpublished_bytes = 0;
         // A runtime that keeps no profile may have drawn a sample before it knew.
         for bucket in buckets.iter().filter(|_| rate > 0) {
             let record = match view {
@@ -212,6 +219,9 @@ impl Context<'_> {
                 GoHeapView::Now => &bucket.now,
             };
             let (alloc_objects, alloc_bytes) = scale(record.allocs, bucket.size, rate);
+            unpublished_bytes += scale(bucket.now.allocs, bucket.size, rate)
+                .1
+                .saturating_sub(alloc_bytes);
             let live = record.allocs.saturating_sub(record.frees);
             let (live_objects, live_bytes) = scale(live, bucket.size, rate);
             let frames = code.pack(self.mappings, &code.physical(&bucket.stack));
@@ -234,7 +244,21 @@ impl Context<'_> {
             rate,
             is_enabled_by_us: false,
             view,
+            unpublished_bytes,
             torn,
+        })
+    }
+
+    /// That a heap which looks as if nothing happened is only not published yet.
+    fn standstill(&self, heap: &GoHeapState, recent: Duration) -> Option<String> {
+        let stands_still = self.earlier.as_ref()?.heap_stands_still(heap);
+        (stands_still && heap.unpublished_bytes > 0).then(|| {
+            format!(
+                "The heap is as of the last garbage collection, and none was completed in the last {}; {} were allocated \
+                 since, which --go-heap now counts.",
+                text::duration(recent),
+                text::bytes(heap.unpublished_bytes)
+            )
         })
     }
 
