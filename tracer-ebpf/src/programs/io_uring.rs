@@ -19,9 +19,8 @@ use memtrace_ebpf::{
 
 use super::{
     calls::thread_state,
-    count_at, count_for,
-    fds::{self, Receiver},
-    files, ids, maps,
+    count_at, count_for, fds, files, ids, maps,
+    messages::{self, Receiver},
     process::member,
     stack::{self, Start, saved},
 };
@@ -165,7 +164,9 @@ fn opened_at(operation: u8, completion: Completion, offsets: &Offsets) -> Option
         PIPE if offsets.pipe_fds == 0 => None,
         PIPE => field(completion.request, offsets.pipe_fds),
         RECVMSG if offsets.message == 0 => None,
-        RECVMSG => field(completion.request, offsets.message).filter(|&message| fds::has_control(message)),
+        RECVMSG => {
+            field(completion.request, offsets.message).filter(|&message| messages::has_control(message))
+        }
         // The same is told of a poll that goes on, whose result are the events.
         MULTISHOT if !files::is_socket(number) => None,
         // Where the slot is not known, the result may be one: then the number is not open, or was before.
@@ -184,20 +185,20 @@ fn field<T>(request: u64, offset: u32) -> Option<T> {
 fn book(operation: u8, place: u64, receiver: Receiver) {
     match operation {
         RECVMSG => {
-            let (begin, length) = fds::control_of(place);
-            fds::book_control(begin, length, receiver as u32);
+            let (begin, length) = messages::control_of(place);
+            messages::book_control(begin, length, receiver as u32);
         }
         PIPE => {
             // SAFETY: the helper checks the address.
             let ends = unsafe { bpf_probe_read_user(place as *const [u32; 2]) };
             if let Ok([first, second]) = ends {
                 let receiver = receiver as u32;
-                fds::book_received(first, receiver);
-                fds::book_received(second, receiver);
+                messages::book_received(first, receiver);
+                messages::book_received(second, receiver);
             }
         }
         _ => {
-            fds::book_received(place as u32, receiver as u32);
+            messages::book_received(place as u32, receiver as u32);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The programs, by what they keep: `heap` the books, `calls` the calls that have not returned, `inner` the probes that
 //! need no return, `sampling` the choice of blocks, `stack` the walk and the stacks, `process` the life of the targets,
 //! `inherit` what a fork copies; `syscalls` the system calls, `fds` the descriptors that they open and close, `files` what the
-//! kernel knows of those, `dials` for whom Go's `net/http` connects, `mappings` what they map, `growth` the pages that are touched, `io_uring` what is
+//! kernel knows of those, `messages` those that come with messages, `dials` for whom Go's `net/http` connects, `mappings` what they map, `growth` the pages that are touched, `io_uring` what is
 //! opened without a system call.
 //!
 //! Two rules hold for every uprobe program. It can be preempted, so state that outlives a helper call is kept by
@@ -22,6 +22,7 @@ mod inner;
 mod io_uring;
 mod mappings;
 mod maps;
+mod messages;
 mod process;
 mod sampling;
 mod stack;

@@ -1,9 +1,11 @@
-//! Loading and attaching.
+//! The loaded programs, their maps, and what they are attached to.
+
+mod events;
+mod tails;
 
 use std::{
     collections::HashSet,
     fs::File,
-    io,
     mem::offset_of,
     num::{NonZeroU32, NonZeroU64},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -16,14 +18,15 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, MapData, ProgramArray, RingBuf},
-    programs::{Program, ProgramError, ProgramFd, RawTracePoint, TracePoint, UProbe},
+    programs::{RawTracePoint, TracePoint, UProbe},
 };
 use memtrace_ebpf::{
-    calls,
     handles::{MAP_EVENT_BYTES, classes},
     layout::{Block, BlockKey, Control, FRAMES_BYTES, NO_SPACE, Notice, NoticeKind, Stack, Wish, tail},
     unwind::Page,
 };
+
+use tails::{fill_call_tails, fill_tails};
 
 use super::{
     KernelError,
@@ -33,12 +36,10 @@ use super::{
     descriptors::Descriptors,
     map_events::MapEvents,
     offsets,
-    perf::{self, Watched},
     points::{dial_points, points},
     sampling::SizeClasses,
     spaces::Spaces,
     tables::{TableRoom, Tables},
-    tracefs::Tracefs,
 };
 use crate::probe::{DialSites, Site};
 
@@ -296,140 +297,6 @@ impl Programs {
         &mut self.ebpf
     }
 
-    /// Attaches the programs that watch the life of processes.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn attach_process_events(&mut self) -> Result<(), KernelError> {
-        self.attach_to_tracepoints(&[
-            ("process_executed", "sched_process_exec"),
-            ("thread_ended", "sched_process_exit"),
-        ])
-    }
-
-    /// Attaches the programs that watch the system calls that the wanted classes of holdings need. What takes away goes
-    /// first, so that nothing that is undone is missed.
-    ///
-    /// # Errors
-    /// When the kernel refuses, or has no tracepoints for system calls (`CONFIG_FTRACE_SYSCALLS`).
-    pub fn attach_calls(&mut self) -> Result<(), KernelError> {
-        let classes = self.control.get(0).map_or(0, |control| control.classes);
-        let wanted = || {
-            calls::CALLS
-                .iter()
-                .filter(|(_, action)| calls::class_of(*action) & classes != 0)
-        };
-        let entered = wanted().filter(|(_, action)| calls::takes(*action));
-        let left = wanted().filter(|(_, action)| calls::returns(*action));
-        let entered = entered.map(|(name, action)| ("call_entered", format!("sys_enter_{name}"), *action));
-        let left = left.map(|(name, action)| ("call_left", format!("sys_exit_{name}"), *action));
-        let refused = |source| KernelError::Event {
-            what: "find",
-            name: "of system calls",
-            source,
-        };
-        let tracefs = Tracefs::open().map_err(refused)?;
-        for (program, event, action) in entered.chain(left) {
-            // A call that this kernel does not have.
-            let Ok(number) = tracefs.tracepoint("syscalls", &event) else {
-                continue;
-            };
-            self.attach_to_event(program, number, action.into())?;
-        }
-        if self.calls.is_empty() {
-            let source = io::Error::from(io::ErrorKind::NotFound);
-            return Err(refused(source));
-        }
-        Ok(())
-    }
-
-    fn attach_to_event(&mut self, name: &'static str, number: u64, cookie: u64) -> Result<(), KernelError> {
-        let refused = |source| KernelError::Program {
-            name,
-            place: String::new(),
-            source,
-        };
-        let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
-        let program: &mut TracePoint = program.try_into().map_err(refused)?;
-        if program.fd().is_err() {
-            program.load().map_err(refused)?;
-        }
-        let fd = program.fd().map_err(refused)?.as_fd();
-        let opened = perf::open(number, Watched::All);
-        let attached = opened.and_then(|event| Ok((perf::link(fd, &event, cookie)?, event)));
-        self.calls.push(attached.map_err(|source| KernelError::Event {
-            what: "use",
-            name,
-            source,
-        })?);
-        Ok(())
-    }
-
-    /// Attaches the programs that watch page faults.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn attach_faults(&mut self) -> Result<(), KernelError> {
-        self.attach_to_tracepoints(&[
-            ("touched", "page_fault_user"),
-            ("touched_in_kernel", "page_fault_kernel"),
-        ])
-    }
-
-    /// Attaches the program that watches what an io_uring does; false if this kernel does not tell.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn attach_requests(&mut self) -> Result<bool, KernelError> {
-        match self.requests {
-            Some(program) => self.attach_to_tracepoints(&[(program, "io_uring_complete")])?,
-            None => return Ok(false),
-        }
-        Ok(true)
-    }
-
-    fn attach_to_tracepoints(&mut self, programs: &[(&'static str, &str)]) -> Result<(), KernelError> {
-        for &(name, event) in programs {
-            let refused = |source| KernelError::Program {
-                name,
-                place: format!(" at the tracepoint {event}"),
-                source,
-            };
-            let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
-            let program: &mut RawTracePoint = program.try_into().map_err(refused)?;
-            program.load().map_err(refused)?;
-            program.attach(event).map_err(refused)?;
-        }
-        Ok(())
-    }
-
-    /// Attaches the program that watches for new processes.
-    ///
-    /// # Errors
-    /// When the kernel refuses, or has no trace file system.
-    pub fn attach_forks(&mut self) -> Result<(), KernelError> {
-        let name = "process_forked";
-        let refused = |source| KernelError::Program {
-            name,
-            place: String::new(),
-            source,
-        };
-        let program = self.ebpf.program_mut(name).ok_or(KernelError::Missing(name))?;
-        let program: &mut TracePoint = program.try_into().map_err(refused)?;
-        program.load().map_err(refused)?;
-        let fd = program.fd().map_err(refused)?.as_fd();
-        let attached = Tracefs::open()
-            .and_then(|tracefs| tracefs.tracepoint("task", "task_newtask"))
-            .and_then(|number| perf::open(number, Watched::All))
-            .and_then(|event| Ok((perf::link(fd, &event, 0)?, event)));
-        self.forks = Some(attached.map_err(|source| KernelError::Event {
-            what: "use",
-            name,
-            source,
-        })?);
-        Ok(())
-    }
-
     /// Attaches the programs of these allocation functions in this order, of functions of `net/http`, and of the dynamic
     /// linker's hook, for these threads; with `floor`, programs that do nothing.
     ///
@@ -556,104 +423,6 @@ impl Programs {
             notices.extend(kind.map(|kind| (kind, notice)));
         }
         notices
-    }
-}
-
-/// Puts programs into an array for tail calls.
-fn fill_tails<P>(
-    ebpf: &mut Ebpf,
-    array: &'static str,
-    programs: &[(u32, &'static str)],
-) -> Result<ProgramArray<MapData>, KernelError>
-where
-    P: Loadable,
-    for<'a> &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    let unusable = |source| KernelError::Map { name: array, source };
-    let map = ebpf.take_map(array).ok_or(KernelError::Missing(array))?;
-    let mut tails = ProgramArray::try_from(map).map_err(unusable)?;
-    for &(index, name) in programs {
-        let fd = load_tail::<P>(ebpf, name)?;
-        tails.set(index, &fd, 0).map_err(unusable)?;
-    }
-    Ok(tails)
-}
-
-/// Those for threads that are in the kernel by a system call.
-fn fill_call_tails(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, KernelError> {
-    let name = "CALL_TAILS";
-    let always = [
-        (tail::WALK, "walk_in_call"),
-        (tail::BOOK_CALL, "book_call"),
-        (tail::BOOK_CLONE, "book_call"),
-    ];
-    let mut tails = fill_tails::<TracePoint>(ebpf, name, &always)?;
-    // Linux before 5.17 does not have the helper: the next program does without.
-    let measure = load_tail::<TracePoint>(ebpf, "measure").or_else(|error| {
-        log::info!("{error}");
-        load_tail::<TracePoint>(ebpf, "book_call")
-    })?;
-    let set = tails.set(tail::MEASURE, &measure, 0);
-    set.map_err(|source| KernelError::Map { name, source })?;
-    Ok(tails)
-}
-
-fn load_tail<P>(ebpf: &mut Ebpf, name: &'static str) -> Result<ProgramFd, KernelError>
-where
-    P: Loadable,
-    for<'a> &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    let refused = |source| KernelError::Program {
-        name,
-        place: String::new(),
-        source,
-    };
-    let program: &mut P = ebpf
-        .program_mut(name)
-        .ok_or(KernelError::Missing(name))?
-        .try_into()
-        .map_err(refused)?;
-    if program.program_fd().is_err() {
-        program.load_program().map_err(refused)?;
-    }
-    let fd = program.program_fd().map_err(refused)?;
-    fd.try_clone()
-        .map_err(|source| KernelError::Memory { name, source })
-}
-
-/// The programs that tail calls go to.
-trait Loadable {
-    fn load_program(&mut self) -> Result<(), ProgramError>;
-    fn program_fd(&self) -> Result<&ProgramFd, ProgramError>;
-}
-
-impl Loadable for UProbe {
-    fn load_program(&mut self) -> Result<(), ProgramError> {
-        self.load()
-    }
-
-    fn program_fd(&self) -> Result<&ProgramFd, ProgramError> {
-        self.fd()
-    }
-}
-
-impl Loadable for TracePoint {
-    fn load_program(&mut self) -> Result<(), ProgramError> {
-        self.load()
-    }
-
-    fn program_fd(&self) -> Result<&ProgramFd, ProgramError> {
-        self.fd()
-    }
-}
-
-impl Loadable for RawTracePoint {
-    fn load_program(&mut self) -> Result<(), ProgramError> {
-        self.load()
-    }
-
-    fn program_fd(&self) -> Result<&ProgramFd, ProgramError> {
-        self.fd()
     }
 }
 
