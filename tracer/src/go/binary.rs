@@ -3,14 +3,12 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use object::read::ReadCache;
-
 use super::image::Image;
 use super::module::Module;
 use super::pclntab::Pclntab;
 use super::variables::Locations;
 use super::{GoError, Memory, Variables, Version, build_info};
-use crate::symbol::Pread;
+use crate::target::FileBytes;
 
 /// A Go program or library, as its file describes it. It keeps what it needs in memory: the file may change or go.
 #[derive(Clone, Debug)]
@@ -27,7 +25,7 @@ impl GoBinary {
     /// # Errors
     /// When it was built by Go, and the version's layouts are not known, or the file is damaged or cannot be read.
     pub fn open(file: &File) -> Result<Option<Self>, GoError> {
-        let cache = ReadCache::new(Pread::new(file));
+        let cache = FileBytes::new(file);
         let Some(image) = Image::parse(file, &cache) else {
             return Ok(None);
         };

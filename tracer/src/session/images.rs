@@ -4,14 +4,14 @@ mod dials;
 
 use std::{fs::File, io, ops::Range, sync::Arc};
 
-use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache, ReadRef as _};
+use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadRef as _};
 
 use super::files::{FileId, Probes};
 use crate::{
     go::GoBinaries,
     kernel::TableRoom,
     probe::{self, CodeReader, Plan},
-    target::{Backing, Mapping, Process},
+    target::{Backing, FileBytes, Mapping, Process},
     unwind::{UnwindError, UnwindTable},
 };
 
@@ -198,7 +198,7 @@ impl Image {
         prefixes: &[String],
         binaries: &GoBinaries,
     ) {
-        let cache = ReadCache::new(file);
+        let cache = FileBytes::new(file);
         if !is_elf(&cache) {
             // Code that a program made itself, in a file that only it knows.
             return;
@@ -229,12 +229,12 @@ fn usable(table: Result<UnwindTable, UnwindError>) -> Result<Option<UnwindTable>
     }
 }
 
-fn is_elf(cache: &ReadCache<&File>) -> bool {
+fn is_elf(cache: &FileBytes<'_>) -> bool {
     cache.read_bytes_at(0, 4) == Ok(&object::elf::ELFMAG)
 }
 
 /// The file offset of the dynamic linker's hook, if this is the dynamic linker.
-fn linker_hook(cache: &ReadCache<&File>) -> Option<u64> {
+fn linker_hook(cache: &FileBytes<'_>) -> Option<u64> {
     let elf = object::File::parse(cache).ok()?;
     let mut symbols = elf.dynamic_symbols().chain(elf.symbols());
     let hook = symbols.find(|symbol| symbol.is_definition() && symbol.name_bytes() == Ok(LINKER_HOOK))?;

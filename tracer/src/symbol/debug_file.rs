@@ -79,7 +79,8 @@ pub(crate) fn find(
         });
     };
     if let Some(file) = any(Shelf::Container(root)) {
-        let follows_links = !Image::File(Arc::clone(&file)).facts().links_elsewhere;
+        let facts = Image::File(Arc::clone(&file)).facts();
+        let follows_links = facts.has_dwarf && !facts.links_elsewhere;
         return Some(DebugFile { file, follows_links });
     }
     // The paths of a container mean nothing on the host; a build id does.

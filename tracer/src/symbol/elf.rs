@@ -1,22 +1,20 @@
 //! What the symbolizer must know of an ELF image before it trusts blazesym with it, and its table of functions.
-//!
-//! Files are read with `pread`, not mapped: a target that truncates its file then causes an error, not a SIGBUS.
 
-use std::{
-    fs::File,
-    io::{self, Read, Seek, SeekFrom},
-    os::unix::fs::FileExt,
-    sync::Arc,
-};
+use std::{fs::File, sync::Arc};
 
 use object::{
-    Endianness, Object, ObjectSection, ObjectSymbol, SymbolKind,
+    CompressionFormat, Endianness, Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind,
     elf::FileHeader64,
     read::{
-        ReadCache, ReadRef,
+        ReadRef,
         elf::{ElfFile, FileHeader, SectionHeader},
     },
 };
+
+use crate::target::FileBytes;
+
+/// So much debug information is unpacked from compressed sections of one file (bytes).
+const MOST_UNPACKED: u64 = 2 << 30;
 
 /// The bytes of an ELF image.
 #[derive(Clone, Debug)]
@@ -54,8 +52,11 @@ impl Image {
     pub(crate) fn facts(&self) -> Facts {
         let facts = match self {
             Self::File(file) => {
-                let cache = ReadCache::new(Pread::new(file));
-                facts(&cache)
+                let bytes = FileBytes::new(file);
+                facts(&bytes).map(|facts| Facts {
+                    has_dwarf: facts.has_dwarf && is_reasonable(&bytes),
+                    ..facts
+                })
             }
             Self::Bytes(bytes) => facts(&**bytes),
         };
@@ -66,8 +67,8 @@ impl Image {
     pub(crate) fn add_functions(&self, table: &mut FunctionTable) {
         let added = match self {
             Self::File(file) => {
-                let cache = ReadCache::new(Pread::new(file));
-                table.add(&cache)
+                let bytes = FileBytes::new(file);
+                table.add(&bytes)
             }
             Self::Bytes(bytes) => table.add(&**bytes),
         };
@@ -90,6 +91,27 @@ fn facts<'data, R: ReadRef<'data>>(data: R) -> object::Result<Facts> {
             name: name.to_vec(),
             crc,
         }),
+    })
+}
+
+/// Whether blazesym can be trusted with a file: it maps it, and keeps what it makes of the tables and of compressed sections
+/// in memory, whatever their headers claim.
+fn is_reasonable(bytes: &FileBytes<'_>) -> bool {
+    let Ok(elf) = ElfFile::<FileHeader64<Endianness>, _>::parse(bytes) else {
+        return false;
+    };
+    let mut unpacked = 0_u64;
+    elf.sections().all(|section| {
+        let Ok(part) = section.compressed_file_range() else {
+            return false;
+        };
+        if part.format != CompressionFormat::None {
+            unpacked = unpacked.saturating_add(part.uncompressed_size);
+        }
+        let is_table = section.kind() == SectionKind::Metadata;
+        unpacked <= MOST_UNPACKED
+            && bytes.is_there(part.offset, part.compressed_size)
+            && (!is_table || FileBytes::is_short(part.compressed_size))
     })
 }
 
@@ -202,40 +224,4 @@ fn rank(name: &[u8], local: bool, weak: bool) -> u8 {
     let plain = !name.starts_with(b"_") || name.starts_with(b"_Z") || name.starts_with(b"_R");
     let binding = if local { 0 } else { 2 - u8::from(weak) };
     4 * u8::from(plain) + binding
-}
-
-/// Positioned reads, so that the file's own offset, which others share, stays as it is.
-#[derive(Debug)]
-pub(crate) struct Pread<'a> {
-    file: &'a File,
-    at: u64,
-}
-
-impl<'a> Pread<'a> {
-    /// Reads from the beginning of this file.
-    pub(crate) fn new(file: &'a File) -> Self {
-        Self { file, at: 0 }
-    }
-}
-
-impl Read for Pread<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read_at(buffer, self.at)?;
-        self.at += count as u64;
-        Ok(count)
-    }
-}
-
-impl Seek for Pread<'_> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let (base, offset) = match to {
-            SeekFrom::Start(at) => (at, 0),
-            SeekFrom::Current(offset) => (self.at, offset),
-            SeekFrom::End(offset) => (self.file.metadata()?.len(), offset),
-        };
-        self.at = base
-            .checked_add_signed(offset)
-            .ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.at)
-    }
 }

@@ -35,7 +35,6 @@ use memtrace_ebpf::unwind::frame;
 
 pub(crate) use allocator::is_allocator;
 pub(crate) use debug_file::hex;
-pub(crate) use elf::Pread;
 pub(crate) use frame_map::{FrameMap, WordHashing};
 use intern::Strings;
 use module::{Module, ModuleKey};

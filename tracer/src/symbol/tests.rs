@@ -532,3 +532,48 @@ fn damaged_files_are_nameless_not_fatal() {
         assert_eq!(symbols.get(packed).unwrap().lines.len(), 1);
     }
 }
+
+/// A copy of a program whose section headers claim that a table, or the debug information, is a gigabyte of nothing.
+fn with_a_hole(program: &Path, kind: u32) -> PathBuf {
+    let mut bytes = fs::read(program).expect("the program is there");
+    let word = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+    // `Elf64_Ehdr`: e_shoff, e_shnum. `Elf64_Shdr`: sh_type, sh_size.
+    let headers = word(&bytes, 0x28) as usize;
+    let count = usize::from(u16::from_le_bytes([bytes[0x3c], bytes[0x3d]]));
+    for header in (0..count).map(|index| headers + index * 64) {
+        if bytes[header + 4..header + 8] == kind.to_le_bytes() {
+            bytes[header + 32..header + 40].copy_from_slice(&(24_u64 << 26).to_le_bytes());
+        }
+    }
+    let path = program.with_extension(format!("hole{kind}"));
+    fs::write(&path, &bytes).expect("there is room");
+    let file = fs::File::options()
+        .write(true)
+        .open(&path)
+        .expect("the file is there");
+    file.set_len(2 << 30).expect("a hole takes no room");
+    path
+}
+
+#[test]
+fn a_hole_that_claims_to_be_a_table_is_not_read() {
+    let directory = scratch();
+    let source = "int grow(int by) { return by * 2; }\nint main(void) { return grow(21); }\n";
+    let Some(program) = compile(directory.path(), "cc", source, &["-g", "-O0"]) else {
+        return;
+    };
+    let (grow, _) = symbol(&program, "grow").expect("it has symbols");
+    let named = name_in(&mut Symbolizer::new(), &program, grow);
+    assert_eq!(functions(&named), ["grow"]);
+    for kind in [object::elf::SHT_SYMTAB, object::elf::SHT_PROGBITS] {
+        let mut image = super::elf::FunctionTable::default();
+        let file = super::elf::Image::File(Arc::new(
+            fs::File::open(with_a_hole(&program, kind)).expect("a file"),
+        ));
+        assert!(!file.facts().has_dwarf, "blazesym would read it all");
+        file.add_functions(&mut image);
+        image.finish();
+        let name = image.find(grow);
+        assert_eq!(name.is_some(), kind == object::elf::SHT_PROGBITS, "{name:?}");
+    }
+}

@@ -10,10 +10,10 @@ use std::{
 };
 
 use memtrace_ebpf::unwind::frame;
-use object::{Object as _, ObjectSegment as _, ReadCache, ReadRef, SegmentFlags};
+use object::{Object as _, ObjectSegment as _, ReadRef, SegmentFlags};
 use procfs::process::{MMPermissions, MMapPath, MemoryMap};
 
-use super::{Process, Root, TargetError};
+use super::{FileBytes, Process, Root, TargetError};
 
 /// What is behind an executable mapping.
 #[derive(Clone, Debug)]
@@ -254,7 +254,7 @@ impl MappingReader {
         };
         match opened {
             Ok(file) => {
-                describe_image(mapping, &ReadCache::new(&*file));
+                describe_image(mapping, &FileBytes::new(&file));
                 mapping.backing = Backing::File(file);
             }
             Err(error) => mapping.backing = Backing::Unreadable(error.to_string()),

@@ -2,6 +2,7 @@
 
 pub mod containers;
 mod descriptors;
+mod file_bytes;
 mod mapping;
 mod memory;
 mod pagemap;
@@ -12,6 +13,7 @@ mod sockets;
 use std::io;
 
 pub use descriptors::Descriptor;
+pub use file_bytes::FileBytes;
 pub use mapping::{Backing, Change, FileVersion, Mapping, MappingReader, Mappings};
 pub use memory::{Resident, Vma};
 pub use pagemap::{Pagemap, Residency};

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 
-use object::read::ReadCache;
 use object::{Object, ObjectSymbol};
 
 use super::fixtures::{self, Fixture, Mode};
@@ -11,7 +10,7 @@ use super::process::Running;
 use crate::go::image::Image;
 use crate::go::variables::Locations;
 use crate::go::{Memory, Variables, read_u64};
-use crate::symbol::Pread;
+use crate::target::FileBytes;
 
 /// The variables as the symbol table has them.
 fn expected(fixture: &Fixture, bias: u64) -> Variables {
@@ -79,7 +78,7 @@ fn variables_are_those_of_the_symbol_table() {
 fn symbols_and_references_agree() {
     for fixture in fixtures::all() {
         let file = File::open(&fixture.path).expect("the program is there");
-        let cache = ReadCache::new(Pread::new(&file));
+        let cache = FileBytes::new(&file);
         let image = Image::parse(&file, &cache).expect("it is an ELF file");
         let table = open(&fixture.path).table();
         let referred = Locations::by_reference(&image, &table);

@@ -124,6 +124,10 @@ impl Destination {
         }
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let is_only_host = uri.host() == Some(host);
+        if !is_only_host && uri.port_u16().is_none() {
+            return Err(wrong("the URL's port is none"));
+        }
         let scheme = uri.scheme_str().unwrap_or_default();
         let base = format!("{scheme}://{host}{path}");
         Ok(Self {
@@ -288,6 +292,8 @@ mod tests {
             "pyroscope=ftp://u:geheim@h",
             "tempo=http://u:geheim@h",
             "parca=http://u:geheim@h/x",
+            "parca=http://u:geheim@h:99999",
+            "parca=http://u:geheim@h:",
             "geheim",
         ] {
             let error = Destination::parse(&StoreUrl::from(wrong)).err().unwrap();

@@ -2,13 +2,11 @@
 
 use std::{fs::File, sync::Arc};
 
-use object::ReadCache;
-
 use super::{Image, Images, LiveCode};
 use crate::{
     go::{DialFunctions, GoBinaries},
     probe::{DialSites, after_stack_check},
-    target::{Mapping, Process},
+    target::{FileBytes, Mapping, Process},
 };
 
 /// What a profile says that cannot show it.
@@ -57,7 +55,7 @@ fn find(file: &File, live: &LiveCode<'_>, binaries: &GoBinaries) -> Result<Optio
         return Ok(None);
     };
     let DialFunctions { queue, dial, fields } = functions;
-    let cache = ReadCache::new(file);
+    let cache = FileBytes::new(file);
     let site = |range| after_stack_check(&cache, range, live);
     Ok(Some(DialSites {
         wanted: site(queue)?,
