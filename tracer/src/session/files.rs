@@ -9,13 +9,19 @@ use std::{
 
 use super::{Settings, images::Image};
 use crate::{
-    kernel::{Batch, FileTable, KernelError, Programs, Threads},
+    kernel::{Batch, FileTable, KernelError, Programs, Tables, Threads},
     probe::{DialSites, Site},
     target::{Mapping, Process},
 };
 
-/// Device and inode.
+/// Device and inode, or what an image has in their place, as in [`Mapping::file_id`].
 pub type FileId = (u64, u64);
+
+/// Files that no process maps any more are forgotten once more than this are known, and more than twice as many as are in
+/// use: to read one again takes milliseconds, and what a script executes comes back.
+const FILES: usize = 256;
+/// The same of probes, by what was attached together: some 40 descriptors each.
+const BATCHES: usize = 8;
 
 /// The allocation functions of some files, the functions by which Go's `net/http` connects, and the dynamic linker's hook.
 #[derive(Clone, Default)]
@@ -70,8 +76,14 @@ pub struct Known {
 #[derive(Default)]
 pub struct Files {
     known: HashMap<FileId, Known>,
-    /// What was attached, to attach it again.
+    /// What was attached, to attach it again: to one process without its children.
     attached: Vec<Probes>,
+    /// What was attached to processes and their children.
+    batches: HashSet<Batch>,
+    /// How many files are in use, and how many batches, as far as is known.
+    used: (usize, usize),
+    /// Tables of files that are forgotten. A walk may still be in them.
+    forgotten: Vec<FileTable>,
     /// Of the prefixes of private allocators, those that a file had.
     prefixes: HashSet<String>,
     /// Files that could not be read whole.
@@ -123,12 +135,41 @@ impl Files {
 
     /// Forgets files whose tables are not in the kernel any more. They have no probes.
     pub fn forget_tables(&mut self, tables: &[FileTable]) {
-        let is_gone = |known: &Known| {
-            known
-                .table
-                .is_some_and(|table| tables.iter().any(|gone| gone.is_same(table)))
-        };
-        self.known.retain(|_, known| !is_gone(known));
+        let is_gone = |table: FileTable| tables.iter().any(|gone| gone.is_same(table));
+        self.known.retain(|_, known| !known.table.is_some_and(is_gone));
+        self.forgotten.retain(|table| !is_gone(*table));
+    }
+
+    /// Whether so much is known that what is not in use is to be forgotten.
+    pub fn are_many(&self) -> bool {
+        let (files, batches) = self.used;
+        self.known.len() > FILES.max(2 * files) || self.batches.len() > BATCHES.max(2 * batches)
+    }
+
+    /// Forgets all files but those that processes map or mapped, and removes probes that nobody has: neither any of these
+    /// files nor `bound` has them.
+    pub fn forget_unused(
+        &mut self,
+        mapped: &HashSet<FileId>,
+        bound: &HashSet<Batch>,
+        programs: &mut Programs,
+    ) {
+        let of_mapped = mapped.iter().filter_map(|id| self.known.get(id)?.batch);
+        let batches: HashSet<Batch> = of_mapped.chain(bound.iter().copied()).collect();
+        let unused = self.batches.extract_if(|batch| !batches.contains(batch));
+        unused.for_each(|batch| programs.remove(batch));
+        let is_used =
+            |id: &FileId, known: &Known| mapped.contains(id) || known.batch.is_some_and(|of| batches.contains(&of));
+        let unused = self.known.extract_if(|id, known| !is_used(id, known));
+        let tables = unused.filter_map(|(_, known)| known.table);
+        self.forgotten.extend(tables);
+        self.unreadable.retain(|id| mapped.contains(id));
+        self.used = (self.known.len(), self.batches.len());
+    }
+
+    /// Gives back the room of tables of files that are forgotten.
+    pub fn give_back_tables(&mut self, tables: &mut Tables) {
+        self.forgotten.retain(|table| !tables.forget_file(*table));
     }
 
     /// What to say of the prefixes that no file has.
@@ -163,7 +204,12 @@ impl Files {
             log::info!("net/http: connections are told by whom they were asked for: {sites:?}");
         }
         let batch = probes.attach(programs, settings, threads)?;
-        self.attached.push(probes);
+        match settings.children {
+            true => {
+                self.batches.insert(batch);
+            }
+            false => self.attached.push(probes),
+        }
         Ok(batch)
     }
 

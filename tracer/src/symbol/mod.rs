@@ -168,11 +168,7 @@ impl Symbolizer {
         for frames in distinct.chunk_by(|a, b| frame::mapping(*a) == frame::mapping(*b)) {
             match mappings.get(frame::mapping(frames[0])) {
                 Some(mapping) => self.symbolize_mapping(mapping, frames, &mut symbols),
-                None => symbols.extend(
-                    frames
-                        .iter()
-                        .map(|packed| (*packed, unknown(*packed, &mut self.strings))),
-                ),
+                None => symbols.extend(frames.iter().map(|packed| (*packed, unknown(*packed)))),
             }
         }
         Symbols(symbols)
@@ -198,7 +194,7 @@ impl Symbolizer {
                     Backing::Anonymous => frame::lookup_address(packed).wrapping_sub(mapping.begin),
                     _ => address,
                 };
-                only_name(&format!("{label}+{offset:#x}"), &mut self.strings)
+                only_name(&format!("{label}+{offset:#x}"))
             });
             let symbolized = Symbolized {
                 address: frame::lookup_address(packed),
@@ -212,18 +208,19 @@ impl Symbolizer {
 }
 
 /// A frame of a mapping that is not known.
-fn unknown(packed: u64, strings: &mut Strings) -> Symbolized {
+fn unknown(packed: u64) -> Symbolized {
     Symbolized {
         address: frame::lookup_address(packed),
         mapping: None,
-        lines: only_name("[unknown code]", strings),
+        lines: only_name("[unknown code]"),
         named: false,
     }
 }
 
-fn only_name(name: &str, strings: &mut Strings) -> Resolved {
+/// A name that is made here and not kept: there is no end of addresses in code that programs make themselves.
+fn only_name(name: &str) -> Resolved {
     Arc::new([Line {
-        function: strings.intern(name),
+        function: name.into(),
         system_name: None,
         file: None,
         line: 0,

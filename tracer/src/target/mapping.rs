@@ -13,7 +13,7 @@ use memtrace_ebpf::unwind::frame;
 use object::{Object as _, ObjectSegment as _, ReadCache, ReadRef, SegmentFlags};
 use procfs::process::{MMPermissions, MMapPath, MemoryMap};
 
-use super::{Process, Root, TargetError};
+use super::{Process, Root, TargetError, image};
 
 /// What is behind an executable mapping.
 #[derive(Clone, Debug)]
@@ -71,7 +71,8 @@ pub struct Mapping {
     pub path: PathBuf,
     /// The GNU build id, when the image has one.
     pub build_id: Option<Vec<u8>>,
-    /// Device and inode of the file; mappings with the same pair are of the same file.
+    /// Device and inode of the file; mappings with the same pair are of the same file. An image has numbers in their place
+    /// that no file has, and equal images have the same; the inode of code that nothing backs is 0.
     pub file_id: (u64, u64),
     /// What is behind it.
     pub backing: Backing,
@@ -225,7 +226,9 @@ impl MappingReader {
                 match process.read_memory(begin, &mut image) {
                     Ok(()) => {
                         describe_image(&mut mapping, image.as_slice());
-                        mapping.backing = Backing::Image(image.into());
+                        let (shared, id) = image::share(&image);
+                        mapping.backing = Backing::Image(shared);
+                        mapping.file_id = id;
                     }
                     Err(error) => mapping.backing = Backing::Unreadable(error.to_string()),
                 }

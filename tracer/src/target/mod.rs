@@ -2,6 +2,7 @@
 
 pub mod containers;
 mod descriptors;
+mod image;
 mod mapping;
 mod memory;
 mod pagemap;
