@@ -158,8 +158,9 @@ impl Files {
         let batches: HashSet<Batch> = of_mapped.chain(bound.iter().copied()).collect();
         let unused = self.batches.extract_if(|batch| !batches.contains(batch));
         unused.for_each(|batch| programs.remove(batch));
-        let is_used =
-            |id: &FileId, known: &Known| mapped.contains(id) || known.batch.is_some_and(|of| batches.contains(&of));
+        let is_used = |id: &FileId, known: &Known| {
+            mapped.contains(id) || known.batch.is_some_and(|of| batches.contains(&of))
+        };
         let unused = self.known.extract_if(|id, known| !is_used(id, known));
         let tables = unused.filter_map(|(_, known)| known.table);
         self.forgotten.extend(tables);

@@ -28,6 +28,7 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use blazesym::symbolize::Symbolizer as Blazesym;
@@ -110,8 +111,17 @@ pub struct Symbolizer {
     blazesym: Blazesym,
     debug_directories: Vec<PathBuf>,
     binaries: GoBinaries,
-    modules: HashMap<ModuleKey, Option<Module>>,
+    modules: HashMap<ModuleKey, Opened>,
     strings: Strings,
+}
+
+/// A file that was opened to find names.
+#[derive(Debug)]
+struct Opened {
+    /// `None` if there is nothing to be read.
+    module: Option<Module>,
+    /// When it was needed last.
+    used: Instant,
 }
 
 impl Default for Symbolizer {
@@ -153,6 +163,12 @@ impl Symbolizer {
         self.modules.len()
     }
 
+    /// How many of them were not needed for so long.
+    pub fn unused_for(&self, time: Duration) -> usize {
+        let modules = self.modules.values();
+        modules.filter(|module| module.used.elapsed() >= time).count()
+    }
+
     /// The same, which shares the Go programs that were opened with others.
     pub fn sharing(mut self, binaries: GoBinaries) -> Self {
         self.binaries = binaries;
@@ -175,9 +191,14 @@ impl Symbolizer {
     }
 
     fn symbolize_mapping(&mut self, mapping: &Mapping, frames: &[u64], symbols: &mut FrameMap<Symbolized>) {
+        let now = Instant::now();
         let mut module = ModuleKey::of(mapping).and_then(|key| {
-            let open = || Module::open(mapping, &self.debug_directories, &self.binaries);
-            self.modules.entry(key).or_insert_with(open).as_mut()
+            let opened = self.modules.entry(key).or_insert_with(|| Opened {
+                module: Module::open(mapping, &self.debug_directories, &self.binaries),
+                used: now,
+            });
+            opened.used = now;
+            opened.module.as_mut()
         });
         let virtual_address = |packed| frame::lookup_address(packed).wrapping_sub(mapping.bias);
         if let Some(module) = &mut module {

@@ -261,9 +261,10 @@ async fn offer_all(shared: &Shared, pusher: &Pusher) {
     for entry in shared.entries() {
         let until = SystemTime::now();
         match shared.profiles(&entry, None).await {
-            Ok(profiles) => offer(&entry, profiles, until, pusher),
+            // After its last words nothing may come: it would be kept for ever, see `Pusher::forget`.
+            Ok(profiles) if shared.has(&entry.summary.id) => offer(&entry, profiles, until, pusher),
             // Its last words come by themselves.
-            Err(SourceError::Gone) => {}
+            Ok(_) | Err(SourceError::Gone) => {}
             Err(error) => log::warn!("{} is not pushed: {error}", printable(&entry.summary.title)),
         }
     }

@@ -65,6 +65,11 @@ impl Shared {
         self.read().clone()
     }
 
+    /// Whether a target of this id is there now.
+    pub fn has(&self, target: &str) -> bool {
+        self.read().iter().any(|entry| entry.summary.id == target)
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, Vec<Entry>> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
