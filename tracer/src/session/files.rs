@@ -20,8 +20,9 @@ pub type FileId = (u64, u64);
 /// Files that no process maps any more are forgotten once more than this are known, and more than twice as many as are in
 /// use: to read one again takes milliseconds, and what a script executes comes back.
 const FILES: usize = 256;
-/// The same of probes, by what was attached together: some 40 descriptors each.
-const BATCHES: usize = 8;
+/// The same of probes, by what was attached together. Each such set has some 40 descriptors, and the kernel takes most of a second
+/// to remove it, for which memtrace waits when it ends.
+const BATCHES: usize = 3;
 
 /// The allocation functions of some files, the functions by which Go's `net/http` connects, and the dynamic linker's hook.
 #[derive(Clone, Default)]

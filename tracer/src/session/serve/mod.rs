@@ -204,7 +204,13 @@ impl Daemon {
     }
 
     fn note(&mut self, group: GroupId, event: Event) {
-        for ending in self.targets.note(group, event) {
+        let mut ended = self.targets.note(group, event);
+        while let Ok((group, event)) = self.events.try_recv() {
+            ended.extend(self.targets.note(group, event));
+        }
+        // Before their last words are pushed: after those nothing else may be.
+        self.targets.publish();
+        for ending in ended {
             let pusher = Arc::clone(&self.pusher);
             tokio::spawn(push_last(ending, pusher));
         }
@@ -220,7 +226,9 @@ impl Daemon {
                 log::warn!("what is attached could not be let go in {} s", PATIENCE.as_secs());
                 break;
             };
-            for ending in self.targets.note(group, event) {
+            let ended = self.targets.note(group, event);
+            self.targets.publish();
+            for ending in ended {
                 last.spawn(push_last(ending, Arc::clone(&self.pusher)));
             }
         }
@@ -258,11 +266,11 @@ fn notify(states: &[NotifyState<'_>]) {
 }
 
 async fn offer_all(shared: &Shared, pusher: &Pusher) {
-    for entry in shared.entries() {
+    for entry in &*shared.entries() {
         let until = SystemTime::now();
-        match shared.profiles(&entry, None).await {
+        match shared.profiles(entry, None).await {
             // After its last words nothing may come: it would be kept for ever, see `Pusher::forget`.
-            Ok(profiles) if shared.has(&entry.summary.id) => offer(&entry, profiles, until, pusher),
+            Ok(profiles) if shared.has(&entry.summary.id) => offer(entry, profiles, until, pusher),
             // Its last words come by themselves.
             Ok(_) | Err(SourceError::Gone) => {}
             Err(error) => log::warn!("{} is not pushed: {error}", printable(&entry.summary.title)),
