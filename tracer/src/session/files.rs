@@ -147,18 +147,11 @@ impl Files {
         self.known.len() > FILES.max(2 * files) || self.batches.len() > BATCHES.max(2 * batches)
     }
 
-    /// Forgets all files but those that processes map or mapped, and removes probes that nobody has: neither any of these
-    /// files nor `bound` has them.
-    pub fn forget_unused(
-        &mut self,
-        mapped: &HashSet<FileId>,
-        bound: &HashSet<Batch>,
-        programs: &mut Programs,
-    ) {
+    /// Forgets all files but those that processes map or mapped. Returns probes that nobody has, to be removed: neither any of
+    /// these files has them, nor do `bound`.
+    pub fn forget_unused(&mut self, mapped: &HashSet<FileId>, bound: &HashSet<Batch>) -> Vec<Batch> {
         let of_mapped = mapped.iter().filter_map(|id| self.known.get(id)?.batch);
         let batches: HashSet<Batch> = of_mapped.chain(bound.iter().copied()).collect();
-        let unused = self.batches.extract_if(|batch| !batches.contains(batch));
-        unused.for_each(|batch| programs.remove(batch));
         let is_used = |id: &FileId, known: &Known| {
             mapped.contains(id) || known.batch.is_some_and(|of| batches.contains(&of))
         };
@@ -166,7 +159,10 @@ impl Files {
         let tables = unused.filter_map(|(_, known)| known.table);
         self.forgotten.extend(tables);
         self.unreadable.retain(|id| mapped.contains(id));
+        let unused = self.batches.extract_if(|batch| !batches.contains(batch));
+        let unused = unused.collect();
         self.used = (self.known.len(), self.batches.len());
+        unused
     }
 
     /// Gives back the room of tables of files that are forgotten.
@@ -277,5 +273,52 @@ impl Files {
     /// Whether others use the set, too.
     pub fn is_shared(&self, layout: u32) -> bool {
         self.layouts.get(&layout).is_some_and(|&users| users > 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::{FILES, FileTable, Files, Mapping};
+    use crate::target::Backing;
+
+    fn mapping(inode: u64) -> Mapping {
+        Mapping {
+            id: 1,
+            begin: 0,
+            end: 0x1000,
+            file_offset: 0,
+            bias: 0,
+            path: "library".into(),
+            build_id: None,
+            file_id: (1, inode),
+            backing: Backing::Anonymous,
+            root: None,
+        }
+    }
+
+    #[test]
+    fn files_that_no_process_maps_are_forgotten_when_they_are_many() {
+        let mut files = Files::default();
+        let read = |files: &mut Files, inodes: std::ops::Range<usize>| {
+            inodes.for_each(|inode| files.remember_table(&mapping(inode as u64), FileTable::FRAME_POINTERS));
+        };
+        read(&mut files, 1..FILES + 1);
+        assert!(
+            !files.are_many(),
+            "a program that is executed again need not be read again"
+        );
+        read(&mut files, FILES + 1..FILES + 2);
+        assert!(files.are_many());
+        // More than half of them are in use.
+        let mapped: HashSet<_> = (1..FILES as u64).map(|inode| (1, inode)).collect();
+        assert!(files.forget_unused(&mapped, &HashSet::new()).is_empty());
+        assert!(files.get(&mapping(1)).is_some());
+        assert!(files.get(&mapping(FILES as u64)).is_none());
+        read(&mut files, FILES..2 * FILES - 1);
+        assert!(!files.are_many(), "it does not pay to look so soon");
+        read(&mut files, 2 * FILES - 1..2 * FILES);
+        assert!(files.are_many());
     }
 }

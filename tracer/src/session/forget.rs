@@ -38,7 +38,9 @@ impl Tracer {
             mapped.extend(space.reader.mappings().all.iter().map(|mapping| mapping.file_id));
             bound.extend(&space.bound);
         }
-        self.files.forget_unused(&mapped, &bound, &mut self.programs);
+        for batch in self.files.forget_unused(&mapped, &bound) {
+            self.programs.remove(batch);
+        }
     }
 
     /// Forgets mappings of address spaces that are not known: the programs log some changes of a process that is let go of, and
