@@ -27,7 +27,7 @@ const LIVES: (u64, u64) = (3000, 6000);
 /// How often profiles are pushed.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// How long a target may take to be found and attached to on a busy machine.
-const ATTACHING: Duration = Duration::from_millis(1500);
+const ATTACHING: Duration = Duration::from_secs(3);
 /// What runs when the daemon starts is attached to one after the other, and may have ended by then.
 const WARM_UP: Duration = Duration::from_secs(15);
 /// After how many footprints the kernel's tables are looked at.
@@ -50,11 +50,10 @@ const MAP_ROOM: u64 = 64 << 10;
 struct Churn {
     program: String,
     living: Vec<(Child, Instant)>,
-    /// Those that lived long enough to be pushed.
-    long: BTreeSet<u32>,
+    /// Those that lived long enough to be pushed, and when they did, counted from the begin.
+    long: BTreeMap<u32, (Duration, Duration)>,
     started: u64,
-    /// From when on those that start are to be pushed.
-    from: Instant,
+    begin: Instant,
 }
 
 impl Churn {
@@ -80,8 +79,9 @@ impl Churn {
     }
 
     fn note(&mut self, pid: u32, began: Instant, ended: Instant) {
-        if began > self.from && ended - began > INTERVAL + ATTACHING {
-            self.long.insert(pid);
+        let life = (began - self.begin, ended - self.begin);
+        if life.0 > WARM_UP && ended - began > INTERVAL + ATTACHING {
+            self.long.insert(pid, life);
         }
     }
 }
@@ -145,11 +145,11 @@ fn fifty_targets_that_come_and_go() -> Result<()> {
     let mut churn = Churn {
         program: served::program("served_churn")?,
         living: Vec::new(),
-        long: BTreeSet::new(),
+        long: BTreeMap::new(),
         started: 0,
-        from: Instant::now() + WARM_UP,
+        begin: Instant::now(),
     };
-    let (begin, length) = (Instant::now(), length()?);
+    let (begin, length) = (churn.begin, length()?);
     let (mut footprints, mut tables) = (Vec::new(), Vec::new());
     while begin.elapsed() < length {
         churn.go_on()?;
@@ -180,13 +180,13 @@ fn fifty_targets_that_come_and_go() -> Result<()> {
         }
     }
     ensure!(!kernel::uprobe_events()?.contains(&events), "{events} remain");
-    check_pushed(&with_heap.lock().unwrap_or_else(PoisonError::into_inner), &churn)?;
     check_tables(&tables)?;
     let all = |of: fn(&Footprint) -> u64| -> Vec<u64> { footprints.iter().map(of).collect() };
     check_flat("memory", &all(|at| at.memory), MEMORY_ROOM)?;
     check_flat("descriptors", &all(|at| at.descriptors), DESCRIPTOR_ROOM)?;
     check_flat("threads", &all(|at| at.threads), THREAD_ROOM)?;
-    check_flat("maps", &all(|at| at.maps), MAP_ROOM)
+    check_flat("maps", &all(|at| at.maps), MAP_ROOM)?;
+    check_pushed(&with_heap.lock().unwrap_or_else(PoisonError::into_inner), &churn)
 }
 
 /// The process whose heap this is.
@@ -197,7 +197,8 @@ fn of_heap(pushed: &Pushed) -> Option<u32> {
 
 /// Insists that every target that lived long enough has its heap in the store.
 fn check_pushed(with_heap: &BTreeSet<u32>, churn: &Churn) -> Result<()> {
-    let missing: Vec<_> = churn.long.difference(with_heap).collect();
+    let long = churn.long.iter();
+    let missing: Vec<_> = long.filter(|(pid, _)| !with_heap.contains(pid)).collect();
     let (long, started) = (churn.long.len(), churn.started);
     eprintln!(
         "{started} targets, {long} of them long, {} pushed",
