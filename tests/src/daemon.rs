@@ -258,10 +258,15 @@ impl Daemon {
     }
 
     /// Tells it to end, and insists that it does in good order and in time.
-    pub fn stop(mut self) -> Result<Ended> {
+    pub fn stop(self) -> Result<Ended> {
+        self.stop_within(TO_END)
+    }
+
+    /// The same, with another time.
+    pub fn stop_within(mut self, patience: Duration) -> Result<Ended> {
         let begin = Instant::now();
         self.signal(libc::SIGTERM)?;
-        let status = self.child.wait(TO_END);
+        let status = self.child.wait(patience);
         let took = begin.elapsed();
         let stderr = self.child.stderr.all(Duration::from_secs(2));
         let status = status.with_context(|| format!("it does not end:\n{stderr}"))?;

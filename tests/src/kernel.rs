@@ -54,7 +54,8 @@ impl BpfObjects {
     }
 }
 
-fn number(text: &str, field: &str) -> Option<u32> {
+/// The number after a field's name in a file of `/proc/PID/fdinfo`.
+pub(crate) fn number(text: &str, field: &str) -> Option<u32> {
     text.lines()
         .find_map(|line| line.strip_prefix(field))
         .and_then(|value| value.trim().parse().ok())

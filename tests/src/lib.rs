@@ -4,6 +4,7 @@
 //! line, its output, its exit code and the profiles it writes, and nothing of its inside. A test that needs root or a
 //! program that is not installed prints `SKIPPED: reason` and passes; see [`skip`].
 
+pub mod bpf_maps;
 pub mod cgroup;
 pub mod child;
 pub mod compile;

@@ -1,19 +1,22 @@
 //! Fifty targets that come and go, for a minute, or for as long as `MEMTRACE_CHURN_SECONDS` says: what the daemon takes stays what
-//! it is, no target is missing, and at the end nothing remains.
+//! it is, no target is missing, and at the end nothing remains. And targets whose programs nobody else has.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
 use memtrace_tests::{
-    Result,
-    child::Child,
-    daemon::Daemon,
+    Result, bpf_maps,
+    child::{self, Child},
+    compile,
+    daemon::{Daemon, Listed},
     footprint::{Footprint, median},
-    kernel, serial, served, skip,
+    kernel, serial,
+    served::{self, Served},
+    skip,
     store::{Pushed, Store},
 };
 
@@ -24,15 +27,33 @@ const LIVES: (u64, u64) = (3000, 6000);
 /// How often profiles are pushed.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// How long a target may take to be found and attached to on a busy machine.
-const ATTACHING: Duration = Duration::from_millis(1500);
+const ATTACHING: Duration = Duration::from_secs(3);
+/// What runs when the daemon starts is attached to one after the other, and may have ended by then.
+const WARM_UP: Duration = Duration::from_secs(15);
+/// After how many footprints the kernel's tables are looked at.
+const LOOKS: usize = 20;
+
+/// How much more may be taken at the end than after the warm-up. Memory (bytes): glibc serves the threads from four arenas, and an
+/// arena that needs a little more takes 128 KiB (`M_TOP_PAD`) and seldom gives them back; what is needed at once varies by as
+/// much again with the load. What is really kept of each target shows in a long run: in ten minutes there are some 3,000 between the
+/// two readings, so that 0.4 KiB of each is too much.
+const MEMORY_ROOM: u64 = 5 << 18;
+/// Descriptors: a few targets more, each with some 18, may be attached to at the moment. One that is kept of each target is too much
+/// in a minute.
+const DESCRIPTOR_ROOM: u64 = 90;
+/// Those that prepare what is pushed come and go.
+const THREAD_ROOM: u64 = 4;
+/// Memory of the kernel's tables (bytes): most have their size from the beginning.
+const MAP_ROOM: u64 = 64 << 10;
 
 /// The processes, those that have ended among them.
 struct Churn {
     program: String,
     living: Vec<(Child, Instant)>,
-    /// Those that lived long enough to be pushed.
-    long: BTreeSet<u32>,
+    /// Those that lived long enough to be pushed, and when they did, counted from the begin.
+    long: BTreeMap<u32, (Duration, Duration)>,
     started: u64,
+    begin: Instant,
 }
 
 impl Churn {
@@ -58,8 +79,9 @@ impl Churn {
     }
 
     fn note(&mut self, pid: u32, began: Instant, ended: Instant) {
-        if ended - began > INTERVAL + ATTACHING {
-            self.long.insert(pid);
+        let life = (began - self.begin, ended - self.begin);
+        if life.0 > WARM_UP && ended - began > INTERVAL + ATTACHING {
+            self.long.insert(pid, life);
         }
     }
 }
@@ -73,17 +95,27 @@ fn length() -> Result<Duration> {
     Ok(Duration::from_secs(seconds))
 }
 
-/// Insists that the end is as the time after the warm-up was, but for this much (per cent and absolute).
-fn check_flat(what: &str, footprints: &[Footprint], of: impl Fn(&Footprint) -> u64, room: u64) -> Result<()> {
-    let quarter = footprints.len() / 4;
-    let warm = median(footprints[quarter..2 * quarter].iter().map(&of));
-    let last = median(footprints[footprints.len() - quarter..].iter().map(&of));
-    let most = footprints.iter().map(&of).max().unwrap_or_default();
+/// Insists that the end is as the time after the warm-up was, but for this much: compares medians of the second quarter of the
+/// readings, and of the last.
+fn check_flat(what: &str, readings: &[u64], room: u64) -> Result<()> {
+    let quarter = readings.len() / 4;
+    let warm = median(readings[quarter..2 * quarter].iter().copied());
+    let last = median(readings[readings.len() - quarter..].iter().copied());
+    let most = readings.iter().max().copied().unwrap_or_default();
     eprintln!("{what}: {warm} after the warm-up, {last} at the end, {most} at most");
-    ensure!(
-        last <= warm + warm / 10 + room,
-        "{what} grew from {warm} to {last}"
-    );
+    ensure!(last <= warm + room, "{what} grew from {warm} to {last}");
+    Ok(())
+}
+
+/// Insists that the kernel's tables do not fill. What targets hold varies; one entry that is kept of each target is too much
+/// in a minute.
+fn check_tables(looks: &[BTreeMap<String, u64>]) -> Result<()> {
+    let names: BTreeSet<&String> = looks.iter().flat_map(BTreeMap::keys).collect();
+    for name in names {
+        let readings: Vec<u64> = looks.iter().filter_map(|look| look.get(name)).copied().collect();
+        let middle = readings.get(readings.len() / 3).copied().unwrap_or_default();
+        check_flat(name, &readings, middle / 4 + TARGETS as u64)?;
+    }
     Ok(())
 }
 
@@ -113,15 +145,19 @@ fn fifty_targets_that_come_and_go() -> Result<()> {
     let mut churn = Churn {
         program: served::program("served_churn")?,
         living: Vec::new(),
-        long: BTreeSet::new(),
+        long: BTreeMap::new(),
         started: 0,
+        begin: Instant::now(),
     };
-    let (begin, length) = (Instant::now(), length()?);
-    let mut footprints = Vec::new();
+    let (begin, length) = (churn.begin, length()?);
+    let (mut footprints, mut tables) = (Vec::new(), Vec::new());
     while begin.elapsed() < length {
         churn.go_on()?;
         std::thread::sleep(Duration::from_millis(250));
         footprints.push(Footprint::of(daemon.pid())?);
+        if footprints.len() % LOOKS == 0 {
+            tables.push(bpf_maps::entries(daemon.pid())?);
+        }
         if footprints.len() % 40 == 0 {
             let last = footprints.last();
             eprintln!("{:?}: {} started, {last:?}", begin.elapsed(), churn.started);
@@ -144,12 +180,13 @@ fn fifty_targets_that_come_and_go() -> Result<()> {
         }
     }
     ensure!(!kernel::uprobe_events()?.contains(&events), "{events} remain");
-    check_pushed(&with_heap.lock().unwrap_or_else(PoisonError::into_inner), &churn)?;
-    check_flat("memory", &footprints, |at| at.memory, 8 << 20)?;
-    check_flat("descriptors", &footprints, |at| at.descriptors, 100)?;
-    // Those that prepare what is pushed come and go.
-    check_flat("threads", &footprints, |at| at.threads, 4)?;
-    check_flat("maps", &footprints, |at| at.maps, 1 << 20)
+    check_tables(&tables)?;
+    let all = |of: fn(&Footprint) -> u64| -> Vec<u64> { footprints.iter().map(of).collect() };
+    check_flat("memory", &all(|at| at.memory), MEMORY_ROOM)?;
+    check_flat("descriptors", &all(|at| at.descriptors), DESCRIPTOR_ROOM)?;
+    check_flat("threads", &all(|at| at.threads), THREAD_ROOM)?;
+    check_flat("maps", &all(|at| at.maps), MAP_ROOM)?;
+    check_pushed(&with_heap.lock().unwrap_or_else(PoisonError::into_inner), &churn)
 }
 
 /// The process whose heap this is.
@@ -160,7 +197,8 @@ fn of_heap(pushed: &Pushed) -> Option<u32> {
 
 /// Insists that every target that lived long enough has its heap in the store.
 fn check_pushed(with_heap: &BTreeSet<u32>, churn: &Churn) -> Result<()> {
-    let missing: Vec<_> = churn.long.difference(with_heap).collect();
+    let long = churn.long.iter();
+    let missing: Vec<_> = long.filter(|(pid, _)| !with_heap.contains(pid)).collect();
     let (long, started) = (churn.long.len(), churn.started);
     eprintln!(
         "{started} targets, {long} of them long, {} pushed",
@@ -171,5 +209,75 @@ fn check_pushed(with_heap: &BTreeSet<u32>, churn: &Churn) -> Result<()> {
         "{} of {long} are missing: {missing:?}",
         missing.len()
     );
+    Ok(())
+}
+
+/// How many programs of their own come one after the other.
+const PROGRAMS: usize = 7;
+/// The probes of so many may be defined at most: of two in use, as many that are not, and one that has just come.
+const PROBED: usize = 5;
+
+/// Each has its own copy of a program that brings its allocator along, as after each deployment.
+#[test]
+fn programs_that_nobody_else_has() -> Result<()> {
+    let (true, _turn) = (skip::can_trace(), serial::turn()?) else {
+        return Ok(());
+    };
+    let directory = tempfile::tempdir()?;
+    let flags = compile::NO_FRAME_POINTERS;
+    let original = compile::Build::c("served")
+        .named("served_own")
+        .flags(flags)
+        .flag("-static")
+        .path()?;
+    let copy = |name: String| -> Result<String> {
+        let path = directory.path().join(name);
+        std::fs::copy(&original, &path)?;
+        Ok(path.to_str().context("a path that is not UTF-8")?.to_owned())
+    };
+    let daemon = Daemon::start(&["--command", "/served_own"])?;
+    let events = format!("memtrace_{}_", daemon.pid());
+    // The group goes on as long as there is one.
+    let stays = Served::start(&copy("served_own".into())?)?;
+    daemon.await_traced(&stays.id())?;
+    let probes = || -> Result<usize> { Ok(kernel::uprobe_events()?.matches(&events).count()) };
+    let of_one = probes()?;
+    ensure!(of_one > 0, "no probes are defined");
+    for number in 0..PROGRAMS {
+        trace_once(&daemon, &copy(format!("served_own_{number}"))?)?;
+    }
+    let deadline = Instant::now() + child::PATIENCE;
+    while probes()? > PROBED * of_one {
+        ensure!(
+            Instant::now() < deadline,
+            "{} probes remain, {of_one} of each program",
+            probes()?
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // What was forgotten is found again.
+    trace_once(
+        &daemon,
+        directory.path().join("served_own_0").to_str().context("UTF-8")?,
+    )?;
+    daemon.await_heap(&stays.id(), |heap| served::check(heap, "served_heap", 0, 0))?;
+    stays.exit()?;
+    // The kernel removes one probe after the other.
+    let ended = daemon.stop_within(child::PATIENCE)?;
+    eprintln!("{of_one} probes of each program; it ended in {:?}", ended.took);
+    ensure!(!kernel::uprobe_events()?.contains(&events), "{events} remain");
+    Ok(())
+}
+
+/// Runs a program until its heap is seen.
+fn trace_once(daemon: &Daemon, program: &str) -> Result<()> {
+    let mut target = Served::start(program)?;
+    let id = target.id();
+    daemon.await_traced(&id)?;
+    target.go("heap 7")?;
+    daemon.await_heap(&id, |heap| served::check(heap, "served_heap", 7, 7))?;
+    target.exit()?;
+    let is_gone = |targets: &[Listed]| targets.iter().all(|target| target.id != id);
+    daemon.await_targets(&format!("gone: {id}"), is_gone)?;
     Ok(())
 }

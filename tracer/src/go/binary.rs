@@ -65,6 +65,11 @@ impl GoBinary {
         Arc::clone(&self.table)
     }
 
+    /// Whether somebody has its table.
+    pub fn is_used(&self) -> bool {
+        Arc::strong_count(&self.table) > 1
+    }
+
     /// The addresses of the runtime's variables in a process that has mapped the file with this load bias.
     ///
     /// A variable that was not found, or whose content cannot be what it should be, is `None`.

@@ -1,11 +1,13 @@
 //! Where programs are attached to, and for whom.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::File,
     io,
     num::NonZeroU32,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    sync::Arc,
+    thread::JoinHandle,
 };
 
 use aya::{
@@ -84,8 +86,12 @@ pub enum Attacher {
 /// What is attached for processes and their descendants.
 #[derive(Debug)]
 pub struct Following {
-    tracefs: Tracefs,
-    batches: Vec<Vec<Event>>,
+    tracefs: Arc<Tracefs>,
+    batches: HashMap<usize, Vec<Event>>,
+    /// The number of the next batch.
+    next: usize,
+    /// Threads that remove what is not needed any more.
+    removing: Vec<JoinHandle<()>>,
     /// Whether the kernel knows firm events.
     firmly: bool,
 }
@@ -110,8 +116,10 @@ impl Attacher {
     /// When there is no trace file system.
     pub fn following() -> io::Result<Self> {
         Ok(Self::Descendants(Following {
-            tracefs: Tracefs::open()?,
-            batches: Vec::new(),
+            tracefs: Arc::new(Tracefs::open()?),
+            batches: HashMap::new(),
+            next: 0,
+            removing: Vec::new(),
             firmly: true,
         }))
     }
@@ -140,9 +148,14 @@ impl Attacher {
                 let Some(&first) = threads.ids.first() else {
                     return Err(KernelError::NoThread);
                 };
-                let batch = following.define(ebpf, points, first)?;
-                following.bind(batch, threads)?;
-                Ok(batch)
+                let batch = Batch(following.next);
+                following.next += 1;
+                let defined = following.define(ebpf, batch, points, first);
+                let bound = defined.and_then(|()| following.bind(batch, threads));
+                if bound.is_err() {
+                    following.remove(batch);
+                }
+                bound.map(|()| batch)
             }
         }
     }
@@ -161,7 +174,7 @@ impl Attacher {
         if following.firmly {
             return Ok(Vec::new());
         }
-        let events = batches.iter().filter_map(|batch| following.batches.get(batch.0));
+        let events = batches.iter().filter_map(|batch| following.batches.get(&batch.0));
         let opened = events
             .flatten()
             .map(|event| perf::open(event.number, Watched::Thread(thread.get())));
@@ -189,9 +202,16 @@ impl Attacher {
     /// ended this only gives the kernel its memory back.
     pub fn unbind(&mut self, process: u32) {
         if let Self::Descendants(following) = self {
-            for event in following.batches.iter_mut().flatten() {
+            for event in following.batches.values_mut().flatten() {
                 event.filters.retain(|(owner, _)| *owner != process);
             }
+        }
+    }
+
+    /// Removes what was attached, for whomever it is, while memtrace goes on: the kernel takes its time.
+    pub fn remove(&mut self, batch: Batch) {
+        if let Self::Descendants(following) = self {
+            following.remove(batch);
         }
     }
 }
@@ -200,11 +220,10 @@ impl Following {
     fn define(
         &mut self,
         ebpf: &mut Ebpf,
+        batch: Batch,
         points: &[Point<'_>],
         first: NonZeroU32,
-    ) -> Result<Batch, KernelError> {
-        let batch = Batch(self.batches.len());
-        self.batches.push(Vec::new());
+    ) -> Result<(), KernelError> {
         let mut groups: Vec<Vec<Point<'_>>> = Vec::new();
         let same = |a: &Point<'_>, b: &Point<'_>| (a.program, a.cookie) == (b.program, b.cookie);
         for point in points {
@@ -216,9 +235,9 @@ impl Following {
         for (index, group) in groups.iter().enumerate() {
             let name = format!("e{}_{index}", batch.0);
             let event = self.define_event(ebpf, name, group, first)?;
-            self.batches[batch.0].push(event);
+            self.batches.entry(batch.0).or_default().push(event);
         }
-        Ok(batch)
+        Ok(())
     }
 
     fn define_event(
@@ -263,7 +282,7 @@ impl Following {
     }
 
     fn bind(&mut self, batch: Batch, threads: &Threads<'_>) -> Result<(), KernelError> {
-        for event in self.batches.get_mut(batch.0).into_iter().flatten() {
+        for event in self.batches.get_mut(&batch.0).into_iter().flatten() {
             for thread in threads.ids.iter().map(|thread| thread.get()) {
                 let mut opened = open_for(event.number, thread, self.firmly);
                 if self.firmly
@@ -295,16 +314,47 @@ impl Following {
     }
 }
 
+impl Following {
+    fn remove(&mut self, batch: Batch) {
+        self.removing.retain(|thread| !thread.is_finished());
+        let Some(events) = self.batches.remove(&batch.0) else {
+            return;
+        };
+        let names: Vec<String> = events.iter().map(|event| event.name.clone()).collect();
+        let tracefs = Arc::clone(&self.tracefs);
+        let thread = std::thread::Builder::new().name("removing".into());
+        match thread.spawn(move || remove_events(events, &tracefs)) {
+            Ok(thread) => self.removing.push(thread),
+            // That it did not begin has closed their descriptors.
+            Err(_) => names.iter().for_each(|name| undefine(name, &self.tracefs)),
+        }
+    }
+}
+
 impl Drop for Following {
     fn drop(&mut self) {
-        for event in self.batches.drain(..).flatten() {
-            let name = event.name.clone();
-            // The kernel keeps an event as long as it has descriptors.
-            drop(event);
-            if let Err(error) = self.tracefs.remove(&name) {
-                log::debug!("the event {name} stays defined: {error}");
-            }
+        for (_, events) in self.batches.drain() {
+            remove_events(events, &self.tracefs);
         }
+        for thread in self.removing.drain(..) {
+            // A panic there would have ended memtrace.
+            let _ended = thread.join();
+        }
+    }
+}
+
+fn remove_events(events: Vec<Event>, tracefs: &Tracefs) {
+    for event in events {
+        let name = event.name.clone();
+        // The kernel keeps an event as long as it has descriptors.
+        drop(event);
+        undefine(&name, tracefs);
+    }
+}
+
+fn undefine(name: &str, tracefs: &Tracefs) {
+    if let Err(error) = tracefs.remove(name) {
+        log::debug!("the event {name} stays defined: {error}");
     }
 }
 

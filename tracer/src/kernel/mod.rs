@@ -30,7 +30,7 @@ pub use descriptors::{Descriptors, OpenByStack, OpenFd};
 pub use map_events::MapEvents;
 pub use programs::{FIRST_SPACE, Limits, Programs};
 pub use spaces::Spaces;
-pub use tables::{FileTable, TableRoom};
+pub use tables::{FileTable, TableRoom, Tables};
 
 /// What the kernel refused.
 #[derive(Debug, thiserror::Error)]

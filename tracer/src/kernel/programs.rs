@@ -342,6 +342,11 @@ impl Programs {
         self.attacher.unbind(process);
     }
 
+    /// Removes what was attached together, if it is for processes and their descendants: nobody needs it any more.
+    pub fn remove(&mut self, batch: Batch) {
+        self.attacher.remove(batch);
+    }
+
     /// Starts or stops recording, for all probes at once.
     pub fn record(&self, on: bool) {
         self.control_word(offset_of!(Control, enabled))

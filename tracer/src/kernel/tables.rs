@@ -83,6 +83,13 @@ struct PlacedFile {
     keep: bool,
 }
 
+impl PlacedFile {
+    /// Whether nothing has used it for a while.
+    fn is_idle(&self) -> bool {
+        self.users == 0 && self.idle_since.elapsed() > IDLE
+    }
+}
+
 /// A mapping in the trie.
 struct PlacedMapping {
     keys: Vec<Key<AddressKey>>,
@@ -167,7 +174,7 @@ impl Tables {
 
     /// Gives back the room of tables that nothing has used for a while: no walk is in one any more.
     fn evict(&mut self) -> Vec<FileTable> {
-        let idle = |file: &PlacedFile| file.users == 0 && !file.keep && file.idle_since.elapsed() > IDLE;
+        let idle = |file: &PlacedFile| file.is_idle() && !file.keep;
         let bases = self
             .files
             .iter()
@@ -175,16 +182,31 @@ impl Tables {
             .map(|(&base, _)| base);
         let bases: Vec<u32> = bases.collect();
         for base in &bases {
-            if let Some(file) = self.files.remove(base) {
-                self.free_rows.give_back(file.rows);
-                self.free_pages.give_back(file.pages);
-            }
+            self.remove(*base);
         }
         let table = |page_base| FileTable {
             page_base,
             ..FileTable::NONE
         };
         bases.into_iter().map(table).collect()
+    }
+
+    /// Forgets a table, kept or not; false if that is too early, since a mapping uses it or a walk may still be in it.
+    pub fn forget_file(&mut self, table: FileTable) -> bool {
+        match self.files.get(&table.page_base) {
+            Some(file) if file.is_idle() => self.remove(table.page_base),
+            Some(_) => return false,
+            // It never had a place.
+            None => {}
+        }
+        true
+    }
+
+    fn remove(&mut self, page_base: u32) {
+        if let Some(file) = self.files.remove(&page_base) {
+            self.free_rows.give_back(file.rows);
+            self.free_pages.give_back(file.pages);
+        }
     }
 
     /// Counts who uses a table.

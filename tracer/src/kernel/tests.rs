@@ -150,6 +150,13 @@ fn tables_that_nobody_uses_make_room() {
             .any(|table| table.is_same(used) || table.is_same(kept))
     );
     assert!(!next.is_same(used) && !next.is_same(kept));
+    assert!(!tables.forget_file(used), "a mapping uses it");
+    assert!(!tables.forget_file(next), "it is new");
+    assert!(tables.forget_file(kept), "nothing uses it");
+    assert!(
+        add(tables, 30, false, &mut evicted).is_some_and(|table| table.is_same(kept)),
+        "its place is used again"
+    );
 }
 
 /// `BPF_JMP | BPF_CALL` (`include/uapi/linux/bpf_common.h`).

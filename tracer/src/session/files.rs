@@ -9,13 +9,20 @@ use std::{
 
 use super::{Settings, images::Image};
 use crate::{
-    kernel::{Batch, FileTable, KernelError, Programs, Threads},
+    kernel::{Batch, FileTable, KernelError, Programs, Tables, Threads},
     probe::{DialSites, Site},
     target::{Mapping, Process},
 };
 
-/// Device and inode.
+/// Device and inode, or what an image has in their place, as in [`Mapping::file_id`].
 pub type FileId = (u64, u64);
+
+/// Files that no process maps any more are forgotten once more than this are known, and more than twice as many as are in
+/// use: to read one again takes milliseconds, and what a script executes comes back.
+const FILES: usize = 256;
+/// The same of probes, by what was attached together. Each such set has some 40 descriptors, and the kernel takes most of a second
+/// to remove it, for which memtrace waits when it ends.
+const BATCHES: usize = 3;
 
 /// The allocation functions of some files, the functions by which Go's `net/http` connects, and the dynamic linker's hook.
 #[derive(Clone, Default)]
@@ -70,8 +77,14 @@ pub struct Known {
 #[derive(Default)]
 pub struct Files {
     known: HashMap<FileId, Known>,
-    /// What was attached, to attach it again.
+    /// What was attached, to attach it again: to one process without its children.
     attached: Vec<Probes>,
+    /// What was attached to processes and their children.
+    batches: HashSet<Batch>,
+    /// How many files are in use, and how many batches, as far as is known.
+    used: (usize, usize),
+    /// Tables of files that are forgotten. A walk may still be in them.
+    forgotten: Vec<FileTable>,
     /// Of the prefixes of private allocators, those that a file had.
     prefixes: HashSet<String>,
     /// Files that could not be read whole.
@@ -123,12 +136,38 @@ impl Files {
 
     /// Forgets files whose tables are not in the kernel any more. They have no probes.
     pub fn forget_tables(&mut self, tables: &[FileTable]) {
-        let is_gone = |known: &Known| {
-            known
-                .table
-                .is_some_and(|table| tables.iter().any(|gone| gone.is_same(table)))
+        let is_gone = |table: FileTable| tables.iter().any(|gone| gone.is_same(table));
+        self.known.retain(|_, known| !known.table.is_some_and(is_gone));
+        self.forgotten.retain(|table| !is_gone(*table));
+    }
+
+    /// Whether so much is known that what is not in use is to be forgotten.
+    pub fn are_many(&self) -> bool {
+        let (files, batches) = self.used;
+        self.known.len() > FILES.max(2 * files) || self.batches.len() > BATCHES.max(2 * batches)
+    }
+
+    /// Forgets all files but those that processes map or mapped. Returns probes that nobody has, to be removed: neither any of
+    /// these files has them, nor do `bound`.
+    pub fn forget_unused(&mut self, mapped: &HashSet<FileId>, bound: &HashSet<Batch>) -> Vec<Batch> {
+        let of_mapped = mapped.iter().filter_map(|id| self.known.get(id)?.batch);
+        let batches: HashSet<Batch> = of_mapped.chain(bound.iter().copied()).collect();
+        let is_used = |id: &FileId, known: &Known| {
+            mapped.contains(id) || known.batch.is_some_and(|of| batches.contains(&of))
         };
-        self.known.retain(|_, known| !is_gone(known));
+        let unused = self.known.extract_if(|id, known| !is_used(id, known));
+        let tables = unused.filter_map(|(_, known)| known.table);
+        self.forgotten.extend(tables);
+        self.unreadable.retain(|id| mapped.contains(id));
+        let unused = self.batches.extract_if(|batch| !batches.contains(batch));
+        let unused = unused.collect();
+        self.used = (self.known.len(), self.batches.len());
+        unused
+    }
+
+    /// Gives back the room of tables of files that are forgotten.
+    pub fn give_back_tables(&mut self, tables: &mut Tables) {
+        self.forgotten.retain(|table| !tables.forget_file(*table));
     }
 
     /// What to say of the prefixes that no file has.
@@ -163,7 +202,12 @@ impl Files {
             log::info!("net/http: connections are told by whom they were asked for: {sites:?}");
         }
         let batch = probes.attach(programs, settings, threads)?;
-        self.attached.push(probes);
+        match settings.children {
+            true => {
+                self.batches.insert(batch);
+            }
+            false => self.attached.push(probes),
+        }
         Ok(batch)
     }
 
@@ -229,5 +273,52 @@ impl Files {
     /// Whether others use the set, too.
     pub fn is_shared(&self, layout: u32) -> bool {
         self.layouts.get(&layout).is_some_and(|&users| users > 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::{FILES, FileTable, Files, Mapping};
+    use crate::target::Backing;
+
+    fn mapping(inode: u64) -> Mapping {
+        Mapping {
+            id: 1,
+            begin: 0,
+            end: 0x1000,
+            file_offset: 0,
+            bias: 0,
+            path: "library".into(),
+            build_id: None,
+            file_id: (1, inode),
+            backing: Backing::Anonymous,
+            root: None,
+        }
+    }
+
+    #[test]
+    fn files_that_no_process_maps_are_forgotten_when_they_are_many() {
+        let mut files = Files::default();
+        let read = |files: &mut Files, inodes: std::ops::Range<usize>| {
+            inodes.for_each(|inode| files.remember_table(&mapping(inode as u64), FileTable::FRAME_POINTERS));
+        };
+        read(&mut files, 1..FILES + 1);
+        assert!(
+            !files.are_many(),
+            "a program that is executed again need not be read again"
+        );
+        read(&mut files, FILES + 1..FILES + 2);
+        assert!(files.are_many());
+        // More than half of them are in use.
+        let mapped: HashSet<_> = (1..FILES as u64).map(|inode| (1, inode)).collect();
+        assert!(files.forget_unused(&mapped, &HashSet::new()).is_empty());
+        assert!(files.get(&mapping(1)).is_some());
+        assert!(files.get(&mapping(FILES as u64)).is_none());
+        read(&mut files, FILES..2 * FILES - 1);
+        assert!(!files.are_many(), "it does not pay to look so soon");
+        read(&mut files, 2 * FILES - 1..2 * FILES);
+        assert!(files.are_many());
     }
 }

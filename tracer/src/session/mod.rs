@@ -4,6 +4,7 @@ mod descriptors;
 mod events;
 mod fds;
 mod files;
+mod forget;
 mod golang;
 mod growth;
 mod heirs;

@@ -119,6 +119,8 @@ pub struct Tracer {
     pub(super) sees_io_uring: bool,
     /// The mappings of each address space.
     pub(super) mapped: HashMap<u32, MappedBooks>,
+    /// Those of them that were not known at the last look.
+    pub(super) unknown: HashSet<u32>,
     /// The Go runtimes among the processes.
     pub(super) runtimes: Runtimes,
     /// How long segments of System V's shared memory are (bytes), by their ids, which are not used again soon.
@@ -165,6 +167,7 @@ impl Tracer {
             look_at_ends: None,
             sees_io_uring: true,
             mapped: HashMap::new(),
+            unknown: HashSet::new(),
             segments: HashMap::new(),
             runtimes,
         };
@@ -363,6 +366,7 @@ impl Tracer {
     /// Makes room in the tables, and does what was too early before; to be called now and then.
     pub fn tidy(&mut self) {
         self.runtimes.enable_awaited();
+        self.forget_the_past();
         let count = self.programs.stack_count();
         if self.programs.books().wants_room(count) {
             let held = self.held_stacks();

@@ -16,4 +16,10 @@ impl Strings {
         self.0.insert(Arc::clone(&new));
         new
     }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
 }

@@ -28,6 +28,7 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use blazesym::symbolize::Symbolizer as Blazesym;
@@ -109,8 +110,17 @@ pub struct Symbolizer {
     blazesym: Blazesym,
     debug_directories: Vec<PathBuf>,
     binaries: GoBinaries,
-    modules: HashMap<ModuleKey, Option<Module>>,
+    modules: HashMap<ModuleKey, Opened>,
     strings: Strings,
+}
+
+/// A file that was opened to find names.
+#[derive(Debug)]
+struct Opened {
+    /// `None` if there is nothing to be read.
+    module: Option<Module>,
+    /// When it was needed last.
+    used: Instant,
 }
 
 impl Default for Symbolizer {
@@ -152,6 +162,12 @@ impl Symbolizer {
         self.modules.len()
     }
 
+    /// How many of them were not needed for so long.
+    pub fn unused_for(&self, time: Duration) -> usize {
+        let modules = self.modules.values();
+        modules.filter(|module| module.used.elapsed() >= time).count()
+    }
+
     /// The same, which shares the Go programs that were opened with others.
     pub fn sharing(mut self, binaries: GoBinaries) -> Self {
         self.binaries = binaries;
@@ -167,20 +183,21 @@ impl Symbolizer {
         for frames in distinct.chunk_by(|a, b| frame::mapping(*a) == frame::mapping(*b)) {
             match mappings.get(frame::mapping(frames[0])) {
                 Some(mapping) => self.symbolize_mapping(mapping, frames, &mut symbols),
-                None => symbols.extend(
-                    frames
-                        .iter()
-                        .map(|packed| (*packed, unknown(*packed, &mut self.strings))),
-                ),
+                None => symbols.extend(frames.iter().map(|packed| (*packed, unknown(*packed)))),
             }
         }
         Symbols(symbols)
     }
 
     fn symbolize_mapping(&mut self, mapping: &Mapping, frames: &[u64], symbols: &mut FrameMap<Symbolized>) {
+        let now = Instant::now();
         let mut module = ModuleKey::of(mapping).and_then(|key| {
-            let open = || Module::open(mapping, &self.debug_directories, &self.binaries);
-            self.modules.entry(key).or_insert_with(open).as_mut()
+            let opened = self.modules.entry(key).or_insert_with(|| Opened {
+                module: Module::open(mapping, &self.debug_directories, &self.binaries),
+                used: now,
+            });
+            opened.used = now;
+            opened.module.as_mut()
         });
         let virtual_address = |packed| frame::lookup_address(packed).wrapping_sub(mapping.bias);
         if let Some(module) = &mut module {
@@ -197,7 +214,7 @@ impl Symbolizer {
                     Backing::Anonymous => frame::lookup_address(packed).wrapping_sub(mapping.begin),
                     _ => address,
                 };
-                only_name(&format!("{label}+{offset:#x}"), &mut self.strings)
+                only_name(&format!("{label}+{offset:#x}"))
             });
             let symbolized = Symbolized {
                 address: frame::lookup_address(packed),
@@ -211,18 +228,19 @@ impl Symbolizer {
 }
 
 /// A frame of a mapping that is not known.
-fn unknown(packed: u64, strings: &mut Strings) -> Symbolized {
+fn unknown(packed: u64) -> Symbolized {
     Symbolized {
         address: frame::lookup_address(packed),
         mapping: None,
-        lines: only_name("[unknown code]", strings),
+        lines: only_name("[unknown code]"),
         named: false,
     }
 }
 
-fn only_name(name: &str, strings: &mut Strings) -> Resolved {
+/// A name that is made here and not kept: there is no end of addresses in code that programs make themselves.
+fn only_name(name: &str) -> Resolved {
     Arc::new([Line {
-        function: strings.intern(name),
+        function: name.into(),
         system_name: None,
         file: None,
         line: 0,

@@ -4,6 +4,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
+    time::Duration,
 };
 
 use memtrace_ebpf::unwind::frame;
@@ -305,12 +306,15 @@ fn the_vdso_is_read_from_memory() {
         .find(|symbol| object::ObjectSymbol::name(symbol) == Ok("__vdso_clock_gettime"))
         .unwrap();
     let packed = frame::pack(vdso.id, object::ObjectSymbol::address(&clock) + vdso.bias, false);
-    let symbols = Symbolizer::new().symbolize(&mappings, [packed]);
+    let mut symbolizer = Symbolizer::new();
+    let symbols = symbolizer.symbolize(&mappings, [packed]);
     let name = &symbols.get(packed).unwrap().lines[0].function;
     assert!(
         ["__vdso_clock_gettime", "clock_gettime"].contains(&&**name),
         "{name}"
     );
+    let unused = [0, 3600].map(|seconds| symbolizer.unused_for(Duration::from_secs(seconds)));
+    assert_eq!(unused, [1, 0]);
 }
 
 #[test]
@@ -344,7 +348,9 @@ fn code_without_a_readable_file_has_a_place_but_no_name() {
     let frames: Vec<u64> = (0..4)
         .map(|id| frame::pack(id, 0x7000_0000_0000 + (u64::from(id) << 24) + 0x1234, true))
         .collect();
-    let symbols = Symbolizer::new().symbolize(&mappings, frames.iter().copied());
+    let mut symbolizer = Symbolizer::new();
+    let symbols = symbolizer.symbolize(&mappings, frames.iter().copied());
+    assert_eq!(symbolizer.strings.len(), 0, "such names would pile up");
     let names: Vec<&str> = frames
         .iter()
         .map(|packed| &*symbols.get(*packed).unwrap().lines[0].function)

@@ -13,7 +13,7 @@ use memtrace_ebpf::unwind::frame;
 use object::{Object as _, ObjectSegment as _, ReadRef, SegmentFlags};
 use procfs::process::{MMPermissions, MMapPath, MemoryMap};
 
-use super::{FileBytes, Process, Root, TargetError};
+use super::{FileBytes, Process, Root, TargetError, image};
 
 /// What is behind an executable mapping.
 #[derive(Clone, Debug)]
@@ -71,7 +71,8 @@ pub struct Mapping {
     pub path: PathBuf,
     /// The GNU build id, when the image has one.
     pub build_id: Option<Vec<u8>>,
-    /// Device and inode of the file; mappings with the same pair are of the same file.
+    /// Device and inode of the file; mappings with the same pair are of the same file. An image has numbers in their place
+    /// that no file has, and equal images have the same; the inode of code that nothing backs is 0.
     pub file_id: (u64, u64),
     /// What is behind it.
     pub backing: Backing,
@@ -225,7 +226,9 @@ impl MappingReader {
                 match process.read_memory(begin, &mut image) {
                     Ok(()) => {
                         describe_image(&mut mapping, image.as_slice());
-                        mapping.backing = Backing::Image(image.into());
+                        let (shared, id) = image::share(&image);
+                        mapping.backing = Backing::Image(shared);
+                        mapping.file_id = id;
                     }
                     Err(error) => mapping.backing = Backing::Unreadable(error.to_string()),
                 }
@@ -339,11 +342,52 @@ fn identity_of(entry: &MemoryMap) -> Identity {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::{
+        path::{Path, PathBuf},
+        process::{Child, Command, Stdio},
+        sync::Arc,
+    };
 
     use object::elf::{PF_R, PF_X};
 
-    use super::{Backing, Mapping, describe_image};
+    use super::{Backing, Mapping, MappingReader, Process, describe_image};
+
+    #[test]
+    fn processes_share_one_copy_of_the_vdso() {
+        // It waits until its end of the pipe is closed.
+        let start = || {
+            Command::new("cat")
+                .stdin(Stdio::piped())
+                .spawn()
+                .expect("it is installed")
+        };
+        let read = |child: &Child| {
+            let process = Process::open(child.id()).expect("it runs");
+            let mut reader = MappingReader::default();
+            reader.refresh(&process).expect("it may be read");
+            let mappings = reader.mappings();
+            let vdso = mappings
+                .all
+                .iter()
+                .find(|mapping| mapping.path == Path::new("[vdso]"));
+            vdso.cloned()
+        };
+        let mut children = [start(), start()];
+        let found = children.each_ref().map(read);
+        for child in &mut children {
+            child.wait().expect("it is a child of this process");
+        }
+        let [Some(first), Some(second)] = found else {
+            println!("SKIPPED: this kernel gives processes no vDSO");
+            return;
+        };
+        assert_eq!(first.file_id, second.file_id);
+        assert_ne!(first.file_id.1, 0, "what is known of it is found again");
+        match (&first.backing, &second.backing) {
+            (Backing::Image(first), Backing::Image(second)) => assert!(Arc::ptr_eq(first, second)),
+            backings => panic!("{backings:?}"),
+        }
+    }
 
     /// An ELF file (`Elf64_Ehdr`, `Elf64_Phdr` of the System V ABI) with these segments: flags, offset, address, size.
     fn elf(segments: &[(u32, u64, u64, u64)]) -> Vec<u8> {

@@ -3,6 +3,7 @@
 pub mod containers;
 mod descriptors;
 mod file_bytes;
+mod image;
 mod mapping;
 mod memory;
 mod pagemap;

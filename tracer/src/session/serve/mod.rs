@@ -45,12 +45,19 @@ const LOOK_PERIOD: Duration = Duration::from_secs(1);
 /// How long what is attached may take to be let go at the end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How many arenas glibc's allocator may have (`M_ARENA_MAX`, mallopt(3)): for each thread that always runs, and for those that come
+/// and go together. By default it is eight for each processor, and each stays as large as it once was.
+#[cfg(target_env = "gnu")]
+const ARENAS: libc::c_int = 4;
+
 /// Runs the daemon until it is told to stop. `words` are those of the command line behind `serve`.
 ///
 /// # Errors
 /// When the configuration cannot be used, a privilege is missing, or the address cannot be listened on. What goes wrong with a
 /// target later is told, and stops nobody else.
 pub fn serve(arguments: &ServeArguments, words: &[OsString]) -> Result<(), Error> {
+    #[cfg(target_env = "gnu")]
+    share_arenas();
     let configuration = read(arguments, words)?;
     privilege::check()?;
     privilege::lift_limits();
@@ -63,6 +70,13 @@ pub fn serve(arguments: &ServeArguments, words: &[OsString]) -> Result<(), Error
         source,
     })?;
     runtime.block_on(Daemon::run(arguments, words, configuration))
+}
+
+/// To be called before there are threads.
+#[cfg(target_env = "gnu")]
+fn share_arenas() {
+    // SAFETY: a number for the allocator. Should it refuse, all is as by default.
+    let _refused = unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
 }
 
 fn read(arguments: &ServeArguments, words: &[OsString]) -> Result<Configuration, Error> {
@@ -204,7 +218,13 @@ impl Daemon {
     }
 
     fn note(&mut self, group: GroupId, event: Event) {
-        for ending in self.targets.note(group, event) {
+        let mut ended = self.targets.note(group, event);
+        while let Ok((group, event)) = self.events.try_recv() {
+            ended.extend(self.targets.note(group, event));
+        }
+        // Before their last words are pushed: after those nothing else may be.
+        self.targets.publish();
+        for ending in ended {
             let pusher = Arc::clone(&self.pusher);
             tokio::spawn(push_last(ending, pusher));
         }
@@ -220,7 +240,9 @@ impl Daemon {
                 log::warn!("what is attached could not be let go in {} s", PATIENCE.as_secs());
                 break;
             };
-            for ending in self.targets.note(group, event) {
+            let ended = self.targets.note(group, event);
+            self.targets.publish();
+            for ending in ended {
                 last.spawn(push_last(ending, Arc::clone(&self.pusher)));
             }
         }
@@ -258,12 +280,13 @@ fn notify(states: &[NotifyState<'_>]) {
 }
 
 async fn offer_all(shared: &Shared, pusher: &Pusher) {
-    for entry in shared.entries() {
+    for entry in &*shared.entries() {
         let until = SystemTime::now();
-        match shared.profiles(&entry, None).await {
-            Ok(profiles) => offer(&entry, profiles, until, pusher),
+        match shared.profiles(entry, None).await {
+            // After its last words nothing may come: it would be kept for ever, see `Pusher::forget`.
+            Ok(profiles) if shared.has(&entry.summary.id) => offer(entry, profiles, until, pusher),
             // Its last words come by themselves.
-            Err(SourceError::Gone) => {}
+            Ok(_) | Err(SourceError::Gone) => {}
             Err(error) => log::warn!("{} is not pushed: {error}", printable(&entry.summary.title)),
         }
     }

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, mpsc},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use tokio::sync::oneshot;
@@ -18,8 +19,15 @@ use crate::{
     symbol::Symbolizer,
 };
 
-/// Names are found anew when so many files are known: those of targets that are gone are among them.
+/// Names are found anew when more files are known than this, and half of them were not needed for [`A_WHILE`]: those of
+/// targets that are gone are among them.
 const MODULES: usize = 512;
+/// See [`MODULES`].
+const A_WHILE: Duration = Duration::from_secs(60);
+/// Names are also found anew when so many files were not needed for [`LONG`]: the tables of one can take 100 MiB.
+const UNUSED: usize = 8;
+/// See [`UNUSED`]; the files of which profiles are asked for rarely must not be read each time.
+const LONG: Duration = Duration::from_secs(600);
 /// So many comments are kept of the processes of a target that have ended: each has some of its own.
 const COMMENTS: usize = 64;
 
@@ -145,7 +153,9 @@ impl Maker {
     }
 
     fn forget_names(&mut self) {
-        if self.symbolizer.module_count() > MODULES {
+        let names = &self.symbolizer;
+        let are_many = names.module_count() > MODULES && names.unused_for(A_WHILE) > MODULES / 2;
+        if are_many || names.unused_for(LONG) >= UNUSED {
             self.symbolizer = Symbolizer::new();
         }
     }

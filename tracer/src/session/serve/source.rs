@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, mpsc},
+    sync::{Arc, PoisonError, RwLock, mpsc},
     time::Duration,
 };
 
@@ -42,7 +42,7 @@ pub struct Entry {
 
 /// The list of targets, written by the daemon and read by whoever asks.
 pub struct Shared {
-    entries: RwLock<Vec<Entry>>,
+    entries: RwLock<Arc<[Entry]>>,
     naming: mpsc::Sender<Job>,
 }
 
@@ -50,23 +50,24 @@ impl Shared {
     /// A list without targets; profiles are made by the thread that receives these jobs.
     pub fn new(naming: mpsc::Sender<Job>) -> Self {
         Self {
-            entries: RwLock::default(),
+            entries: RwLock::new(Arc::default()),
             naming,
         }
     }
 
     /// Replaces the list.
     pub fn set(&self, entries: Vec<Entry>) {
-        *self.entries.write().unwrap_or_else(PoisonError::into_inner) = entries;
+        *self.entries.write().unwrap_or_else(PoisonError::into_inner) = entries.into();
     }
 
     /// The list now.
-    pub fn entries(&self) -> Vec<Entry> {
-        self.read().clone()
+    pub fn entries(&self) -> Arc<[Entry]> {
+        Arc::clone(&self.entries.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Vec<Entry>> {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    /// Whether a target of this id is there now.
+    pub fn has(&self, target: &str) -> bool {
+        self.entries().iter().any(|entry| entry.summary.id == target)
     }
 
     /// The profiles of a target now, or the one of this name.
@@ -103,15 +104,12 @@ impl Shared {
 
 impl Source for Shared {
     fn targets(&self) -> Vec<TargetSummary> {
-        self.read().iter().map(|entry| entry.summary.clone()).collect()
+        self.entries().iter().map(|entry| entry.summary.clone()).collect()
     }
 
     async fn profile(&self, target: &str, name: ProfileName) -> Result<Arc<Profile>, SourceError> {
-        let entry = self
-            .read()
-            .iter()
-            .find(|entry| entry.summary.id == target)
-            .cloned();
+        let entries = self.entries();
+        let entry = entries.iter().find(|entry| entry.summary.id == target);
         let entry = entry.ok_or(SourceError::Gone)?;
         if entry.group.is_none() {
             return Err(SourceError::NotAvailable(entry.summary.notes.join("; ")));
@@ -120,7 +118,7 @@ impl Source for Shared {
             return Err(SourceError::Busy("memtrace is just attaching".into()));
         }
         let only = name.as_str();
-        let mut made = self.profiles(&entry, Some(only)).await?;
+        let mut made = self.profiles(entry, Some(only)).await?;
         made.remove(only).ok_or_else(|| {
             SourceError::NotAvailable(format!("{only} is not recorded, or its processes have ended"))
         })

@@ -338,7 +338,7 @@ impl Targets {
         }
     }
 
-    /// Takes note of what a group told. Returns targets that have ended by it.
+    /// Takes note of what a group told. Returns targets that have ended by it. Others see it after [`Targets::publish`].
     pub fn note(&mut self, group: GroupId, event: Event) -> Vec<Ending> {
         let mut ended = Vec::new();
         match event {
@@ -353,7 +353,6 @@ impl Targets {
             Event::Ended { root, target } => ended.extend(self.end_root(group, &target, root)),
             Event::Over => ended.extend(self.note_over(group)),
         }
-        self.publish();
         ended
     }
 
@@ -478,7 +477,7 @@ impl Targets {
     }
 
     /// Tells others what there is.
-    fn publish(&self) {
+    pub fn publish(&self) {
         let traced = self.traced.values().map(|traced| self.entry(traced));
         let waiting = self.waiting.values().map(|Waiting { found, why, .. }| Entry {
             summary: TargetSummary {

@@ -27,18 +27,51 @@ pub(super) fn of(init: u32, id: &str) -> io::Result<Vec<u32>> {
 /// The processes of the cgroup with this path, in whichever hierarchy, and of those below it, in ascending order.
 pub(super) fn below(path: &str) -> Vec<u32> {
     let path = format!("/{}", path.trim_matches('/'));
+    let mut pids = listed_below(&path).unwrap_or_else(|| found_below(&path));
+    pids.retain(|&pid| pid != std::process::id());
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
+/// As the file system of cgroups lists them; `None` unless that shows every hierarchy: where it shows memtrace itself, it is the
+/// right one.
+fn listed_below(path: &str) -> Option<Vec<u32>> {
+    let own = std::process::id();
+    let mounts = Process::myself().ok()?.mountinfo().ok()?;
+    let mut pids = Vec::new();
+    for place in cgroup::of_process(own).ok()? {
+        let wanted = Place {
+            path: path.to_owned(),
+            ..place.clone()
+        };
+        let shows_own = |mount: &&MountInfo| {
+            let directory = below_mount(mount, &place);
+            directory.is_some_and(|directory| listed_in(&directory).is_ok_and(|pids| pids.contains(&own)))
+        };
+        let directory = below_mount(mounts.iter().find(shows_own)?, &wanted)?;
+        match list_below(&directory, &mut pids) {
+            // This hierarchy has no such cgroup.
+            Err(error) if is_gone(&error) => {}
+            listed => listed.ok()?,
+        }
+    }
+    Some(pids)
+}
+
+/// The same, of all processes those that say so.
+fn found_below(path: &str) -> Vec<u32> {
     let is_in = |place: &Place| {
         Place {
-            path: path.clone(),
+            // That of the root is then before every slash.
+            path: path.trim_end_matches('/').to_owned(),
             ..place.clone()
         }
         .contains(place)
     };
     let all = cgroup::of_all_processes();
-    let inside = all.filter(|(pid, places)| *pid != std::process::id() && places.iter().any(is_in));
-    let mut pids: Vec<u32> = inside.map(|(pid, _)| pid).collect();
-    pids.sort_unstable();
-    pids
+    let inside = all.filter(|(_, places)| places.iter().any(is_in));
+    inside.map(|(pid, _)| pid).collect()
 }
 
 /// The processes in a cgroup and below it. The first process says whether the file system of cgroups shows the right one: it is
@@ -87,13 +120,7 @@ fn below_mount(mount: &MountInfo, place: &Place) -> Option<PathBuf> {
 
 /// Adds the processes of a cgroup and those of the cgroups below it.
 fn list_below(directory: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
-    let text = fs::read_to_string(directory.join("cgroup.procs"))?;
-    // 0 stands for a process of another PID namespace.
-    pids.extend(
-        text.lines()
-            .filter_map(|line| line.parse().ok())
-            .filter(|&pid: &u32| pid != 0),
-    );
+    pids.extend(listed_in(directory)?);
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         if !entry.file_type()?.is_dir() {
@@ -101,11 +128,24 @@ fn list_below(directory: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
         }
         match list_below(&entry.path(), pids) {
             // It was removed meanwhile, and was empty then.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {}
+            Err(error) if is_gone(&error) => {}
             other => other?,
         }
     }
     Ok(())
+}
+
+/// The processes of one cgroup.
+fn listed_in(directory: &Path) -> io::Result<Vec<u32>> {
+    let text = fs::read_to_string(directory.join("cgroup.procs"))?;
+    let pids = text.lines().filter_map(|line| line.parse().ok());
+    // 0 stands for a process of another PID namespace.
+    Ok(pids.filter(|&pid: &u32| pid != 0).collect())
+}
+
+/// Whether a cgroup is not there, or not any more.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
 /// The first process, what descends from it, and what else is in its PID namespace if that is not memtrace's.
@@ -131,7 +171,23 @@ mod tests {
 
     use procfs::process::MountInfo;
 
-    use super::{Place, below_mount, of};
+    use super::{Place, below_mount, cgroup, found_below, listed_below, of};
+
+    /// Both ways, where the first is open. Meanwhile others come and go.
+    #[test]
+    fn the_cgroup_of_this_process() {
+        let own = process::id();
+        for place in cgroup::of_process(own).expect("it lives") {
+            assert!(found_below(&place.path).contains(&own), "{place:?}");
+            match listed_below(&place.path) {
+                Some(listed) => assert!(listed.contains(&own), "{place:?}: {listed:?}"),
+                None => println!("SKIPPED: the file system of cgroups does not show {place:?}"),
+            }
+        }
+        assert!(found_below("/").contains(&own), "everything is below the root");
+        assert!(listed_below("/no/such/cgroup").is_none_or(|listed| listed.is_empty()));
+        assert!(found_below("/no/such/cgroup").is_empty());
+    }
 
     fn directory(mount: &str, hierarchy: u32, controllers: &[&str], path: &str) -> Option<String> {
         let mount = MountInfo::from_line(mount).expect("a line of mountinfo");
