@@ -124,7 +124,11 @@ fn bodies_that_nobody_closes_show_as_goroutines_and_sockets() -> Result<()> {
         check_names_first(&outcome.stdout, "main.fetchPrice")?;
         // Go 1.19 does not know which goroutine made which.
         let (waits, has_parents) = ("writeLoop goroutines wait", version != "1.19");
-        ensure!(outcome.stdout.contains(waits) == has_parents, "{}", outcome.stdout);
+        ensure!(
+            outcome.stdout.contains(waits) == has_parents,
+            "{}",
+            outcome.stdout
+        );
         let fds = outcome.profile("fd.pb.gz", Fds::read)?;
         let open = fds.open_through("main.fetchPrice", "tcp");
         ensure!(open >= LEAST, "{open} sockets are open\n{}", fds.describe());

@@ -2,6 +2,9 @@
 //!
 //! Parca tells profile types with a duration from those without (`…:delta`), and shows the former per second. So the state at one moment and
 //! what an interval added are two profiles of one series.
+//!
+//! It reads the string labels of samples, but stores only those of series (`WriteRawRequestToArrowRecord` in
+//! `pkg/normalizer/normalizer.go`). So there is a series for each set of string labels.
 
 use std::{error::Error as _, iter::successors, time::Duration};
 
@@ -12,11 +15,16 @@ use tonic_prost::ProstCodec;
 
 use super::{
     client::Http2,
+    labels::with_samples,
     messages::{Label, LabelSet, ParcaSeries, RawSample, WriteRawRequest, WriteRawResponse},
     options::Destination,
     pyroscope::{causes, shown},
     verdict::{LOGIN, TOO_LARGE, Verdict},
 };
+use crate::profile::{Profile, encode_gz, is_cumulative, select, split};
+
+/// The most series that one profile becomes; `docs/push.md` says what then is told apart.
+const MOST_SERIES: usize = 200;
 
 const PATH: &str = "/parca.profilestore.v1alpha1.ProfileStoreService/WriteRaw";
 
@@ -60,14 +68,30 @@ impl Parca {
     }
 }
 
-/// The request: one series with these profiles.
-pub(super) fn message(labels: Vec<Label>, profiles: Vec<Vec<u8>>) -> WriteRawRequest {
-    let samples = profiles.into_iter();
-    let series = ParcaSeries {
-        labels: Some(LabelSet { labels }),
-        samples: samples.map(|raw_profile| RawSample { raw_profile }).collect(),
-    };
-    WriteRawRequest { series: vec![series] }
+/// The request of an interval's profile: a series for each set of string labels of its samples, with the state at one moment,
+/// which has no duration, and what the interval added, each only if it has samples.
+pub(super) fn message(labels: &[Label], profile: &Profile) -> WriteRawRequest {
+    let parts = split(profile, MOST_SERIES, |of_samples| {
+        with_samples(labels, of_samples)
+    });
+    let series = parts.into_iter().map(|(labels, part)| {
+        let mut state = select(&part, |name| !is_cumulative(name));
+        state.duration_nanos = 0;
+        let added = select(&part, is_cumulative);
+        let profiles = [state, added].into_iter();
+        let samples = profiles
+            .filter(|profile| !profile.sample.is_empty())
+            .map(|profile| RawSample {
+                raw_profile: encode_gz(&profile),
+            });
+        ParcaSeries {
+            labels: Some(LabelSet { labels }),
+            samples: samples.collect(),
+        }
+    });
+    WriteRawRequest {
+        series: series.collect(),
+    }
 }
 
 /// The verdict of a gRPC status that is no success (<https://grpc.io/docs/guides/status-codes/>).

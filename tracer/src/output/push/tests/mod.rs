@@ -2,6 +2,7 @@
 
 mod faults;
 mod fields;
+mod kinds;
 mod server;
 
 use std::{
