@@ -6,20 +6,20 @@
 //! It reads the string labels of samples, but stores only those of series (`WriteRawRequestToArrowRecord` in
 //! `pkg/normalizer/normalizer.go`). So there is a series for each set of string labels.
 
-use std::{error::Error as _, iter::successors, time::Duration};
+use std::{error::Error as _, time::Duration};
 
 use http::{HeaderValue, Uri, header::AUTHORIZATION, uri::PathAndQuery};
-use hyper_util::client::legacy;
 use tonic::{Code, Request, Status, client::Grpc, metadata::MetadataValue};
 use tonic_prost::ProstCodec;
 
 use super::{
     client::Http2,
+    connection,
     labels::with_samples,
     messages::{Label, LabelSet, ParcaSeries, RawSample, WriteRawRequest, WriteRawResponse},
     options::Destination,
     pyroscope::{causes, shown},
-    verdict::{LOGIN, TOO_LARGE, Verdict},
+    verdict::{LOGIN, NO_PARCA, TOO_LARGE, Verdict},
 };
 use crate::profile::{Profile, encode_gz, is_cumulative, select, split};
 
@@ -63,7 +63,13 @@ impl Parca {
         let path = PathAndQuery::from_static(PATH);
         match grpc.unary(request, path, codec).await {
             Ok(_) => Verdict::Taken,
-            Err(status) => of_status(&status),
+            Err(status) => match connection::behind(&status) {
+                Some(error) => Verdict::Later {
+                    why: connection::in_words(error, &self.origin),
+                    after: None,
+                },
+                None => of_status(&status),
+            },
         }
     }
 }
@@ -101,7 +107,6 @@ fn of_status(status: &Status) -> Verdict {
         why = format!("{why}: {}", causes(source));
     }
     match status.code() {
-        _ if is_of_the_connection(status) => Verdict::Later { why, after: None },
         // grpc-go gives this code for a message over its limit, too: "received message larger than max".
         Code::ResourceExhausted if status.message().contains("larger than max") => Verdict::Refused {
             why,
@@ -120,14 +125,12 @@ fn of_status(status: &Status) -> Verdict {
             why,
             advice: Some(LOGIN),
         },
+        Code::Unimplemented => Verdict::Refused {
+            why,
+            advice: Some(NO_PARCA),
+        },
         _ => Verdict::Refused { why, advice: None },
     }
-}
-
-/// Whether tonic made the status of an error of the client, which it mostly calls `Unknown`: nothing came from the store.
-fn is_of_the_connection(status: &Status) -> bool {
-    let mut causes = successors(status.source(), |&cause| cause.source());
-    causes.any(|cause| cause.is::<legacy::Error>())
 }
 
 /// The milliseconds of `grpc-retry-pushback-ms` (gRPC proposal A6).

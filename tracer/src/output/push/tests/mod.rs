@@ -4,6 +4,7 @@ mod faults;
 mod fields;
 mod kinds;
 mod server;
+mod words;
 
 use std::{
     collections::BTreeMap,
