@@ -472,6 +472,11 @@ impl Targets {
         }
     }
 
+    /// Whether any target is traced, or is going to be.
+    pub fn has_traced(&self) -> bool {
+        !self.traced.is_empty()
+    }
+
     /// Whether any group runs.
     pub fn has_groups(&self) -> bool {
         !self.groups.is_empty()
