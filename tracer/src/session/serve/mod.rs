@@ -5,6 +5,7 @@ mod group;
 mod labels;
 mod metrics;
 mod naming;
+mod notes;
 mod source;
 mod targets;
 
