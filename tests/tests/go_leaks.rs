@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use memtrace_tests::{
     Result,
     child::{Child, PATIENCE},
+    daemon::Daemon,
     fd_profile::Fds,
     go_build::{GoProgram, Variant},
     go_profile::{GoHeap, Goroutines, read_threads},
@@ -236,6 +237,27 @@ fn a_heap_without_a_profile_is_not_an_empty_one() -> Result<()> {
         // The other profiles do not depend on it.
         let goroutines = outcome.profile("goroutine.pb.gz", Goroutines::read)?;
         ensure!(goroutines.through("main.main") > 0);
+        Ok(())
+    })
+}
+
+#[test]
+fn the_daemon_says_once_that_there_is_no_heap_profile() -> Result<()> {
+    with_each_build(&unprofiled(), |program| {
+        let (target, _) = start(&program, &["nothing"])?;
+        let daemon = Daemon::start(&["--pid", &target.pid().to_string()])?;
+        let note = "MemProfileRate is 0";
+        let listed = daemon.await_targets("a note", |targets| {
+            targets.iter().any(|target| target.has_note(note))
+        })?;
+        for _ in 0..3 {
+            daemon.profile(&listed[0].id, "heap")?;
+        }
+        let still = daemon.targets()?;
+        ensure!(still[0].has_note(note), "{still:?}");
+        let ended = daemon.stop()?;
+        let said = ended.stderr.matches(note).count();
+        ensure!(said == 1, "it was said {said} times:\n{}", ended.stderr);
         Ok(())
     })
 }

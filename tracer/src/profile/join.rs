@@ -82,10 +82,20 @@ impl Join {
     /// Adds the samples of `from`; `value` gets the index of a value in the sample and the value, and says to which sample
     /// type of this profile what is added.
     pub(super) fn add(&mut self, from: &Profile, value: impl Fn(usize, i64) -> Option<(usize, i64)>) {
-        let source = Source::new(from);
+        self.add_some(&Source::new(from), &from.sample, |_| true, value);
+    }
+
+    /// Adds these samples of `source`, with those of their labels for which `keeps` is true; `value` as in [`Join::add`].
+    pub(super) fn add_some<'s>(
+        &mut self,
+        source: &Source<'_>,
+        samples: impl IntoIterator<Item = &'s Sample>,
+        keeps: impl Fn(&Label) -> bool,
+        value: impl Fn(usize, i64) -> Option<(usize, i64)>,
+    ) {
         let types = self.profile.sample_type.len();
         let mut ids = HashMap::new();
-        for sample in &from.sample {
+        for sample in samples {
             let mut values = vec![0_i64; types];
             let placed = sample.value.iter().enumerate();
             for (to, amount) in placed.filter_map(|(index, amount)| value(index, *amount)) {
@@ -96,10 +106,11 @@ impl Join {
             }
             let location_id = sample.location_id.iter().filter_map(|id| {
                 let known = ids.entry(*id);
-                *known.or_insert_with(|| self.location(&source, *id))
+                *known.or_insert_with(|| self.location(source, *id))
             });
             let location_id = location_id.collect();
-            let label = sample.label.iter().map(|label| self.label(from, label)).collect();
+            let labels = sample.label.iter().filter(|label| keeps(label));
+            let label = labels.map(|label| self.label(source.profile, label)).collect();
             self.add_sample(location_id, label, values);
         }
     }
@@ -243,7 +254,7 @@ impl Join {
 }
 
 /// A profile whose tables can be searched by id.
-struct Source<'a> {
+pub(super) struct Source<'a> {
     profile: &'a Profile,
     locations: HashMap<u64, &'a Location>,
     functions: HashMap<u64, &'a Function>,
@@ -251,7 +262,7 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn new(profile: &'a Profile) -> Self {
+    pub(super) fn new(profile: &'a Profile) -> Self {
         let locations = profile.location.iter();
         let functions = profile.function.iter();
         let mappings = profile.mapping.iter();

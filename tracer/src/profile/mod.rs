@@ -1,6 +1,6 @@
 //! Profiles in pprof's format, as every pprof viewer expects them.
 //!
-//! [`heap()`], [`fds`], [`mmap`] and [`growth()`] make the profiles of a snapshot; [`Builder`] makes profiles of any [`Kind`]; [`encode_gz`] writes the file. [`delta()`], [`merge()`] and [`select()`] make
+//! [`heap()`], [`fds`], [`mmap`] and [`growth()`] make the profiles of a snapshot; [`Builder`] makes profiles of any [`Kind`]; [`encode_gz`] writes the file. [`delta()`], [`merge()`], [`select()`] and [`split()`] make
 //! profiles of profiles.
 
 mod builder;
@@ -15,6 +15,7 @@ mod join;
 mod merge;
 pub mod proto;
 mod select;
+mod split;
 pub(crate) mod stacks;
 mod strings;
 pub(crate) mod subject;
@@ -35,6 +36,7 @@ pub use join::ended_nanos;
 pub use merge::merge;
 pub use proto::Profile;
 pub use select::{is_cumulative, select, type_names};
+pub use split::split;
 
 /// The bytes of a `.pb.gz` file.
 pub fn encode_gz(profile: &Profile) -> Vec<u8> {

@@ -26,7 +26,10 @@ mod space;
 mod tracer;
 mod trend;
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
 
 pub use run::run;
 pub use serve::serve;
@@ -108,6 +111,11 @@ impl From<KernelError> for Error {
         Self::Kernel(error)
     }
 }
+
+/// How long probes are removed before [`REMOVING`] is said.
+const REMOVED_SOON: Duration = Duration::from_millis(500);
+/// Said when it takes longer.
+const REMOVING: &str = "removing probes: the kernel takes some seconds for it";
 
 /// Tells the person who watches; that nobody does must not cost the profile.
 fn say(text: &str) {

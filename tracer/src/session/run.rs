@@ -9,7 +9,7 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Error, Settings, Tracer,
+    Error, REMOVED_SOON, REMOVING, Settings, Tracer,
     events::{self, Events, FOREVER},
     launch::Launched,
     privilege,
@@ -34,8 +34,6 @@ use crate::{
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
 /// How often a container is looked at for processes that were started from outside.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
-/// How long probes are removed before memtrace says so.
-const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why tracing ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -379,9 +377,9 @@ impl Run<'_> {
             drop(done);
         });
         let reported = results.finish(last);
-        let waits = detached.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout);
+        let waits = detached.recv_timeout(REMOVED_SOON) == Err(mpsc::RecvTimeoutError::Timeout);
         if waits && !arguments.quiet {
-            say("removing probes: the kernel takes some seconds for it");
+            say(REMOVING);
         }
         // A panic there would have ended memtrace: there is no result to look at.
         let _detached = detaching.join();

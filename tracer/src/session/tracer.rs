@@ -293,6 +293,19 @@ impl Tracer {
         self.runtimes.refusal(root, &self.settings.go)
     }
 
+    /// The Go runtimes of what descends from these, after a short look: without goroutines and threads.
+    pub fn go_at_a_glance(&self, is_wanted: impl Fn(u32) -> bool) -> Vec<GoState> {
+        let wishes = GoWishes {
+            goroutines: false,
+            threads: false,
+            ..self.settings.go
+        };
+        let spaces = self.spaces.values().filter(|space| is_wanted(space.root));
+        spaces
+            .filter_map(|space| self.runtimes.state(space, &wishes, None))
+            .collect()
+    }
+
     /// What was attached to and has something left, see [`Tracer::add`].
     pub fn roots(&self) -> HashSet<u32> {
         let ending = self.ending.iter().map(|(space, _)| space);

@@ -1,6 +1,6 @@
 //! The labels of a series, as both stores accept them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Offer, messages::Label};
 
@@ -13,6 +13,9 @@ const LONGEST: usize = 1024;
 const NAME: &str = "__name__";
 /// The label by which Pyroscope's pages list what there is; it refuses pushes without.
 const SERVICE: &str = "service_name";
+/// What Prometheus puts before the name of a label that the target has, too (`honor_labels` in its configuration); Parca's
+/// normalizer does the same.
+const EXPORTED: &str = "exported_";
 
 /// The labels of an offer's series, sorted by name.
 pub(super) fn labels(offer: &Offer) -> Vec<Label> {
@@ -27,6 +30,30 @@ pub(super) fn labels(offer: &Offer) -> Vec<Label> {
     let service = labels.entry(SERVICE.to_owned());
     service.or_insert_with(|| shortened(&offer.target));
     labels.insert(NAME.to_owned(), profile_name(offer.name));
+    let labels = labels.into_iter();
+    labels.map(|(name, value)| Label { name, value }).collect()
+}
+
+/// The labels of a series of these labels that is about the samples with these string labels (names and values), sorted by name.
+///
+/// A name that is a label of the target gets [`EXPORTED`] before it, so that the target's stays. Of several values of one name
+/// the first counts.
+pub(super) fn with_samples(series: &[Label], of_samples: &[(&str, &str)]) -> Vec<Label> {
+    let series = series.iter();
+    let mut labels: BTreeMap<String, String> = series
+        .map(|label| (label.name.clone(), label.value.clone()))
+        .collect();
+    let mut names = BTreeSet::new();
+    for (given, value) in of_samples {
+        let mut name = label_name(given);
+        if name.starts_with("__") || value.is_empty() || !names.insert(name.clone()) {
+            continue;
+        }
+        while labels.contains_key(&name) {
+            name.insert_str(0, EXPORTED);
+        }
+        labels.insert(name, shortened(value));
+    }
     let labels = labels.into_iter();
     labels.map(|(name, value)| Label { name, value }).collect()
 }
@@ -63,8 +90,8 @@ fn shortened(value: &str) -> String {
 mod tests {
     use std::{sync::Arc, time::SystemTime};
 
-    use super::labels;
-    use crate::output::push::Offer;
+    use super::{labels, with_samples};
+    use crate::output::push::{Offer, messages::Label};
 
     fn of(name: &'static str, given: &[(&str, &str)]) -> Vec<(String, String)> {
         let given = given.iter();
@@ -121,5 +148,31 @@ mod tests {
         let long = "ü".repeat(1000);
         let value = of("fd", &[("node", &long)])[1].1.clone();
         assert_eq!(value, "ü".repeat(512));
+    }
+
+    #[test]
+    fn labels_of_samples_leave_the_targets_as_they_are() {
+        let series = [("__name__", "fd"), ("kind", "web")].map(|(name, value)| Label {
+            name: name.to_owned(),
+            value: value.to_owned(),
+        });
+        let of_samples = [
+            ("__name__", "cpu"),
+            ("created by", "main.run"),
+            ("created-by", "main.other"),
+            ("empty", ""),
+            ("exported_kind", "b"),
+            ("kind", "tcp"),
+        ];
+        let expected = [
+            ("__name__", "fd"),
+            ("created_by", "main.run"),
+            ("exported_exported_kind", "tcp"),
+            ("exported_kind", "b"),
+            ("kind", "web"),
+        ];
+        let labels = with_samples(&series, &of_samples).into_iter();
+        let labels: Vec<_> = labels.map(|label| (label.name, label.value)).collect();
+        assert_eq!(labels, pairs(&expected));
     }
 }

@@ -23,7 +23,7 @@ pub(super) struct PyroscopeSeries {
 
 /// A label: `types.v1.LabelPair` of Pyroscope (`api/types/v1/types.proto`) and
 /// `parca.profilestore.v1alpha1.Label` of Parca have the same fields.
-#[derive(Clone, PartialEq, Eq, Message)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Message)]
 pub(super) struct Label {
     /// `string name = 1`.
     #[prost(string, tag = "1")]

@@ -2,21 +2,29 @@
 //!
 //! Parca tells profile types with a duration from those without (`…:delta`), and shows the former per second. So the state at one moment and
 //! what an interval added are two profiles of one series.
+//!
+//! It reads the string labels of samples, but stores only those of series (`WriteRawRequestToArrowRecord` in
+//! `pkg/normalizer/normalizer.go`). So there is a series for each set of string labels.
 
-use std::{error::Error as _, iter::successors, time::Duration};
+use std::{error::Error as _, time::Duration};
 
 use http::{HeaderValue, Uri, header::AUTHORIZATION, uri::PathAndQuery};
-use hyper_util::client::legacy;
 use tonic::{Code, Request, Status, client::Grpc, metadata::MetadataValue};
 use tonic_prost::ProstCodec;
 
 use super::{
     client::Http2,
+    connection,
+    labels::with_samples,
     messages::{Label, LabelSet, ParcaSeries, RawSample, WriteRawRequest, WriteRawResponse},
     options::Destination,
     pyroscope::{causes, shown},
-    verdict::{LOGIN, TOO_LARGE, Verdict},
+    verdict::{LOGIN, NO_PARCA, TOO_LARGE, Verdict},
 };
+use crate::profile::{Profile, encode_gz, is_cumulative, select, split};
+
+/// The most series that one profile becomes; `docs/push.md` says what then is told apart.
+const MOST_SERIES: usize = 200;
 
 const PATH: &str = "/parca.profilestore.v1alpha1.ProfileStoreService/WriteRaw";
 
@@ -55,19 +63,41 @@ impl Parca {
         let path = PathAndQuery::from_static(PATH);
         match grpc.unary(request, path, codec).await {
             Ok(_) => Verdict::Taken,
-            Err(status) => of_status(&status),
+            Err(status) => match connection::behind(&status) {
+                Some(error) => Verdict::Later {
+                    why: connection::in_words(error, &self.origin),
+                    after: None,
+                },
+                None => of_status(&status),
+            },
         }
     }
 }
 
-/// The request: one series with these profiles.
-pub(super) fn message(labels: Vec<Label>, profiles: Vec<Vec<u8>>) -> WriteRawRequest {
-    let samples = profiles.into_iter();
-    let series = ParcaSeries {
-        labels: Some(LabelSet { labels }),
-        samples: samples.map(|raw_profile| RawSample { raw_profile }).collect(),
-    };
-    WriteRawRequest { series: vec![series] }
+/// The request of an interval's profile: a series for each set of string labels of its samples, with the state at one moment,
+/// which has no duration, and what the interval added, each only if it has samples.
+pub(super) fn message(labels: &[Label], profile: &Profile) -> WriteRawRequest {
+    let parts = split(profile, MOST_SERIES, |of_samples| {
+        with_samples(labels, of_samples)
+    });
+    let series = parts.into_iter().map(|(labels, part)| {
+        let mut state = select(&part, |name| !is_cumulative(name));
+        state.duration_nanos = 0;
+        let added = select(&part, is_cumulative);
+        let profiles = [state, added].into_iter();
+        let samples = profiles
+            .filter(|profile| !profile.sample.is_empty())
+            .map(|profile| RawSample {
+                raw_profile: encode_gz(&profile),
+            });
+        ParcaSeries {
+            labels: Some(LabelSet { labels }),
+            samples: samples.collect(),
+        }
+    });
+    WriteRawRequest {
+        series: series.collect(),
+    }
 }
 
 /// The verdict of a gRPC status that is no success (<https://grpc.io/docs/guides/status-codes/>).
@@ -77,7 +107,6 @@ fn of_status(status: &Status) -> Verdict {
         why = format!("{why}: {}", causes(source));
     }
     match status.code() {
-        _ if is_of_the_connection(status) => Verdict::Later { why, after: None },
         // grpc-go gives this code for a message over its limit, too: "received message larger than max".
         Code::ResourceExhausted if status.message().contains("larger than max") => Verdict::Refused {
             why,
@@ -96,14 +125,12 @@ fn of_status(status: &Status) -> Verdict {
             why,
             advice: Some(LOGIN),
         },
+        Code::Unimplemented => Verdict::Refused {
+            why,
+            advice: Some(NO_PARCA),
+        },
         _ => Verdict::Refused { why, advice: None },
     }
-}
-
-/// Whether tonic made the status of an error of the client, which it mostly calls `Unknown`: nothing came from the store.
-fn is_of_the_connection(status: &Status) -> bool {
-    let mut causes = successors(status.source(), |&cause| cause.source());
-    causes.any(|cause| cause.is::<legacy::Error>())
 }
 
 /// The milliseconds of `grpc-retry-pushback-ms` (gRPC proposal A6).

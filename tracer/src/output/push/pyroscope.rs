@@ -16,6 +16,7 @@ use prost::Message as _;
 
 use super::{
     client::Http1,
+    connection,
     messages::{Label, PushRequest, PyroscopeSeries, RawSample},
     options::Destination,
     verdict::{Verdict, of_status},
@@ -70,7 +71,7 @@ impl Pyroscope {
                 refused(status, &headers, &words(answer).await)
             }
             Err(error) => Verdict::Later {
-                why: causes(&error),
+                why: connection::in_words(&error, &self.uri),
                 after: None,
             },
         }

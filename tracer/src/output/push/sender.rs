@@ -167,10 +167,7 @@ fn prepare(turn: &Turn, protocol: Protocol) -> (Payload, u64) {
     let payload = match protocol {
         _ if interval.profile.sample.is_empty() => Payload::Nothing,
         Protocol::Pyroscope => Payload::Pyroscope(pyroscope::encode(labels, encode_gz(&interval.profile))),
-        Protocol::Parca => {
-            let profiles = interval.parts().iter().map(encode_gz).collect();
-            Payload::Parca(parca::message(labels, profiles))
-        }
+        Protocol::Parca => Payload::Parca(parca::message(&labels, &interval.profile)),
     };
     (payload, interval.fallen)
 }

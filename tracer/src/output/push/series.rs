@@ -8,7 +8,7 @@ use std::{
 use super::Offer;
 use crate::profile::{Profile, delta, ended_nanos, is_cumulative, select, type_names};
 
-/// A series: the target's id and the profile's name.
+/// A series of offers: the target's id and the profile's name. A store may make several series of its own of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) target: Arc<str>,
@@ -50,15 +50,6 @@ impl Interval {
         // What became 0 goes.
         let profile = select(&profile, |_| true);
         Self { profile, fallen }
-    }
-
-    /// The state at one moment, which has no duration, and what the interval added; each only if it has samples.
-    pub(super) fn parts(&self) -> Vec<Profile> {
-        let mut state = select(&self.profile, |name| !is_cumulative(name));
-        state.duration_nanos = 0;
-        let added = select(&self.profile, is_cumulative);
-        let parts = [state, added].into_iter();
-        parts.filter(|part| !part.sample.is_empty()).collect()
     }
 }
 

@@ -24,6 +24,8 @@ pub(super) enum Verdict {
 pub(super) const TOO_LARGE: &str = "raise the store's limit (Pyroscope: validation.max-profile-size-bytes; a proxy: its largest body), or record less with --sample-bytes or --profiles";
 /// What to do when the store wants somebody else.
 pub(super) const LOGIN: &str = "check --push-token-file, or user name and password in the URL";
+/// What to do when a server has no `WriteRaw`.
+pub(super) const NO_PARCA: &str = "it may be no Parca, or one that is too old: check the URL";
 
 /// The verdict of an HTTP status that is no success (RFC 9110, section 15, and RFC 6585).
 pub(super) fn of_status(status: StatusCode, headers: &HeaderMap, said: &str) -> Verdict {

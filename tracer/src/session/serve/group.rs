@@ -1,7 +1,7 @@
 //! Targets of which the same is recorded: they share a tracer, in a thread of its own.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, mpsc as std_mpsc},
     time::Duration,
 };
@@ -13,12 +13,12 @@ use tokio::{
 
 use super::naming::Job;
 use crate::{
-    profile::AllocatorFrames,
+    profile::{AllocatorFrames, comments::not_shown},
     session::{
         Error, Settings, Tracer,
         events::{Due, Events},
     },
-    snapshot::{Coverage, Origin, Snapshot},
+    snapshot::{Coverage, GoState, Origin, Snapshot},
     target::Process,
 };
 
@@ -75,6 +75,13 @@ pub enum Event {
         coverage: Coverage,
         /// Whether a Go runtime is read.
         is_go: bool,
+    },
+    /// What the Go runtimes of a target do not show now.
+    Noted {
+        /// Whose.
+        target: Arc<str>,
+        /// One sentence each.
+        notes: BTreeSet<String>,
     },
     /// A process cannot be traced.
     Refused {
@@ -298,8 +305,13 @@ impl<T: Fn(Event)> Running<'_, T> {
                 while self.tracer.has_past() {
                     self.tell_past();
                 }
+                let snapshots = self.tracer.snapshots_of(|root| roots.contains(&root));
+                if let Some(owner) = roots.first().and_then(|root| self.roots.get(root)) {
+                    let go = snapshots.iter().filter_map(|snapshot| snapshot.go.as_ref());
+                    self.tell_notes(&owner.target, go);
+                }
                 // Whoever asked may have left.
-                let _left = answer.send(self.tracer.snapshots_of(|root| roots.contains(&root)));
+                let _left = answer.send(snapshots);
             }
         }
     }
@@ -314,10 +326,24 @@ impl<T: Fn(Event)> Running<'_, T> {
         }
         (self.tell)(Event::Attached {
             pid,
-            target,
+            target: Arc::clone(&target),
             root,
             coverage: self.tracer.coverage(root),
             is_go: self.tracer.go_version(root).is_some(),
+        });
+        let is_its = |root: u32| self.roots.get(&root).is_some_and(|of| of.target == target);
+        self.tell_notes(&target, &self.tracer.go_at_a_glance(is_its));
+    }
+
+    /// Tells what the Go runtimes of a target do not show, if it has any.
+    fn tell_notes<'g>(&self, target: &Arc<str>, go: impl IntoIterator<Item = &'g GoState>) {
+        let mut go = go.into_iter().peekable();
+        if go.peek().is_none() {
+            return;
+        }
+        (self.tell)(Event::Noted {
+            target: Arc::clone(target),
+            notes: go.flat_map(not_shown).collect(),
         });
     }
 

@@ -5,11 +5,13 @@ mod group;
 mod labels;
 mod metrics;
 mod naming;
+mod notes;
 mod source;
 mod targets;
 
 use std::{
     ffi::OsString,
+    pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -19,7 +21,7 @@ use tokio::{
     runtime::Handle,
     sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
-    time::{Instant, MissedTickBehavior, interval, timeout_at},
+    time::{Instant, MissedTickBehavior, interval, timeout, timeout_at},
 };
 
 use self::{
@@ -29,7 +31,7 @@ use self::{
     source::{Entry, Shared},
     targets::{Budget, Ending, Targets},
 };
-use super::{Error, privilege, say, signals::Caught};
+use super::{Error, REMOVED_SOON, REMOVING, privilege, say, signals::Caught};
 use crate::{
     cli::{Configuration, ServeArguments},
     output::{
@@ -122,15 +124,21 @@ impl Daemon {
         notify(&[NotifyState::Stopping]);
         // Nobody reads it any more when there is no server.
         let _nobody_waits = stop.send(true);
-        daemon.end().await;
-        for task in serving.into_iter().chain(pushing) {
-            // Both end by themselves when they are told; a panic would have ended memtrace.
-            let _ended = task.await;
+        let deadline = Instant::now() + PATIENCE;
+        daemon.end_targets(deadline).await;
+        // Both tasks end by themselves when they are told; a panic would have ended memtrace.
+        if let Some(pushing) = pushing {
+            let _ended = pushing.await;
         }
+        // The kernel takes seconds to remove probes: what waits for a store is sent meanwhile.
         let pusher = Arc::clone(&daemon.pusher);
+        let (pushed, ()) = tokio::join!(pusher.finish(push::FINISH), daemon.let_go(deadline));
+        if let Some(serving) = serving {
+            let _ended = serving.await;
+        }
         drop(daemon);
         naming.join();
-        say_what_was_pushed(&pusher.finish(push::FINISH).await);
+        say_what_was_pushed(&pushed);
         Ok(())
     }
 
@@ -230,14 +238,12 @@ impl Daemon {
         }
     }
 
-    /// Lets go of everything, and pushes the last words.
-    async fn end(&mut self) {
+    /// Ends all targets, and queues their last words for the stores.
+    async fn end_targets(&mut self, deadline: Instant) {
         self.targets.end_all();
-        let deadline = Instant::now() + PATIENCE;
         let mut last = JoinSet::new();
-        while self.targets.has_groups() {
+        while self.targets.has_traced() && self.targets.has_groups() {
             let Ok(Some((group, event))) = timeout_at(deadline, self.events.recv()).await else {
-                log::warn!("what is attached could not be let go in {} s", PATIENCE.as_secs());
                 break;
             };
             let ended = self.targets.note(group, event);
@@ -247,6 +253,26 @@ impl Daemon {
             }
         }
         while last.join_next().await.is_some() {}
+    }
+
+    /// Waits until nothing is attached any more, and says so if that takes long.
+    async fn let_go(&mut self, deadline: Instant) {
+        let mut letting_go = pin!(self.groups_end(deadline));
+        if timeout(REMOVED_SOON, &mut letting_go).await.is_err() {
+            say(REMOVING);
+            letting_go.await;
+        }
+    }
+
+    async fn groups_end(&mut self, deadline: Instant) {
+        while self.targets.has_groups() {
+            let Ok(Some((group, event))) = timeout_at(deadline, self.events.recv()).await else {
+                log::warn!("what is attached could not be let go in {} s", PATIENCE.as_secs());
+                return;
+            };
+            // All targets have ended: their groups only tell that they are over.
+            self.targets.note(group, event);
+        }
     }
 }
 

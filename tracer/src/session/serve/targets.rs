@@ -12,6 +12,7 @@ use super::{
     discovery::Found,
     group::{Command, Event, Group, GroupId, Owner, Refusal},
     naming::{Job, Profiles},
+    notes::Told,
     source::{Entry, Shared},
 };
 use crate::{
@@ -44,6 +45,9 @@ struct Traced {
     /// Why processes are not traced.
     refused: BTreeMap<u32, Refusal>,
     is_go: bool,
+    /// What its Go runtimes do not show.
+    go_notes: BTreeSet<String>,
+    told: Told,
 }
 
 /// A target that is not traced.
@@ -198,6 +202,8 @@ impl Targets {
             known: BTreeSet::new(),
             refused: BTreeMap::new(),
             is_go: false,
+            go_notes: BTreeSet::new(),
+            told: Told::default(),
         };
         self.traced.insert(target.id.clone(), traced);
         Ok(())
@@ -349,6 +355,7 @@ impl Targets {
                 coverage,
                 is_go,
             } => self.note_attached(group, pid, &target, root, coverage, is_go),
+            Event::Noted { target, notes } => self.note_go(group, &target, notes),
             Event::Refused { pid, target, why } => self.note_refused(group, pid, &target, why),
             Event::Ended { root, target } => ended.extend(self.end_root(group, &target, root)),
             Event::Over => ended.extend(self.note_over(group)),
@@ -388,7 +395,20 @@ impl Targets {
             say(&format!("tracing {}", printable(&traced.found.title)));
         }
         traced.is_go |= is_go;
+        for note in &coverage.not_covered {
+            traced.told.not_covered(&traced.found.title, note);
+        }
         traced.roots.insert(root, coverage);
+    }
+
+    fn note_go(&mut self, group: GroupId, target: &str, notes: BTreeSet<String>) {
+        let Some(traced) = self.of_group(group, target) else {
+            return;
+        };
+        for note in &notes {
+            traced.told.not_shown(&traced.found.title, note);
+        }
+        traced.go_notes = notes;
     }
 
     fn note_refused(&mut self, group: GroupId, pid: u32, target: &str, why: Refusal) {
@@ -471,6 +491,11 @@ impl Targets {
         }
     }
 
+    /// Whether any target is traced, or is going to be.
+    pub fn has_traced(&self) -> bool {
+        !self.traced.is_empty()
+    }
+
     /// Whether any group runs.
     pub fn has_groups(&self) -> bool {
         !self.groups.is_empty()
@@ -507,7 +532,8 @@ impl Targets {
             .refused
             .iter()
             .map(|(pid, why)| format!("process {pid} is not traced: {}", told(why)));
-        let notes: BTreeSet<String> = notes.chain(refused).collect();
+        let go = traced.go_notes.iter().cloned();
+        let notes: BTreeSet<String> = notes.chain(refused).chain(go).collect();
         let recording = &found.spec.recording;
         Entry {
             summary: TargetSummary {

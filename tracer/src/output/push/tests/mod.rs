@@ -2,7 +2,9 @@
 
 mod faults;
 mod fields;
+mod kinds;
 mod server;
+mod words;
 
 use std::{
     collections::BTreeMap,

@@ -50,7 +50,7 @@ pub(super) enum Answer {
     Hang,
 }
 
-/// What was stored of one request.
+/// What was stored of one series of a request.
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
     pub(super) path: String,
@@ -167,16 +167,17 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<R
         Answer::Stored | Answer::Reset => {}
     }
     let is_grpc = parts.headers["content-type"] == "application/grpc";
-    let (labels, profiles) = match is_grpc {
+    let series = match is_grpc {
         true => parca(&body),
-        false => pyroscope(&body),
+        false => vec![pyroscope(&body)],
     };
-    shared.stored.lock().unwrap().push(Stored {
+    let stored = series.into_iter().map(|(labels, profiles)| Stored {
         path: parts.uri.path().to_owned(),
-        headers: parts.headers,
+        headers: parts.headers.clone(),
         labels,
         profiles,
     });
+    shared.stored.lock().unwrap().extend(stored);
     Ok(match is_grpc {
         true => grpc_done(),
         false => Response::new(Full::default().boxed()),
@@ -211,20 +212,21 @@ fn pyroscope(body: &[u8]) -> Content {
     )
 }
 
-fn parca(body: &[u8]) -> Content {
+fn parca(body: &[u8]) -> Vec<Content> {
     let (prefix, message) = body.split_at(5);
     assert_eq!(prefix[0], 0, "not compressed");
     let length = u32::from_be_bytes(prefix[1..].try_into().unwrap());
     assert_eq!(length as usize, message.len());
-    let mut request = WriteRawRequest::decode(message).unwrap();
-    assert_eq!(request.series.len(), 1);
-    let series = request.series.remove(0);
-    let labels = series.labels.unwrap().labels.into_iter();
-    let samples = series.samples.iter();
-    (
-        labels.map(|label| (label.name, label.value)).collect(),
-        samples
-            .map(|sample| decode_gz(&sample.raw_profile).unwrap())
-            .collect(),
-    )
+    let request = WriteRawRequest::decode(message).unwrap();
+    let series = request.series.into_iter().map(|series| {
+        let labels = series.labels.unwrap().labels.into_iter();
+        let samples = series.samples.iter();
+        (
+            labels.map(|label| (label.name, label.value)).collect(),
+            samples
+                .map(|sample| decode_gz(&sample.raw_profile).unwrap())
+                .collect(),
+        )
+    });
+    series.collect()
 }
