@@ -192,6 +192,46 @@ fn a_target_waits_for_room() -> Result<()> {
     second.exit()
 }
 
+/// A target that was never there, and one whose processes are another's, are listed with the reason.
+#[test]
+fn nothing_is_left_out_in_silence() -> Result<()> {
+    let (true, _turn) = (skip::can_trace(), serial::turn()?) else {
+        return Ok(());
+    };
+    let program = served::program("served_twice")?;
+    let target = Served::start(&program)?;
+    let pid = target.pid().to_string();
+    let command = format!("^{program}");
+    let daemon = Daemon::start(&[
+        "--pid",
+        &pid,
+        "--command",
+        &command,
+        "--cgroup",
+        "/nowhere",
+        "--pid",
+        "4194304",
+    ])?;
+    daemon.await_traced(&target.id())?;
+    for reason in [
+        "are counted there",
+        "no process is in it",
+        "there is no such process",
+    ] {
+        daemon.await_targets(reason, |targets| {
+            targets
+                .iter()
+                .any(|target| target.has_note(reason) && target.profiles.is_empty())
+        })?;
+    }
+    let said = daemon.stop()?.stderr;
+    ensure!(
+        said.matches("no process is in it").count() == 1,
+        "it is said once: {said}"
+    );
+    target.exit()
+}
+
 /// What cannot be traced is listed with the reason, takes no room, and stops nobody.
 #[test]
 fn bad_targets_stop_nobody() -> Result<()> {

@@ -12,7 +12,7 @@ use crate::{
 
 /// What `memtrace serve --help` shows below the options.
 const AFTER_HELP: &str = "\
-A configuration file has the same options by the same names, with _ for -, and a [[target]] for each target:
+A configuration file has the same options by the same names, and a [[target]] for each target:
 
   listen = \"127.0.0.1:6060\"
   sample-bytes = \"512k\"            # of every target that does not say otherwise
@@ -278,9 +278,10 @@ fn words_of(table: &toml::Table) -> Result<Vec<String>, String> {
     Ok(words)
 }
 
-/// The first line of what clap says, without its colours.
+/// What clap says, without its colours and what concerns the command line, in one line.
 fn told(error: clap::Error) -> String {
     let text = error.render().to_string();
-    let line = text.lines().next().unwrap_or_default();
-    line.trim_start_matches("error: ").to_owned()
+    let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+    let words: Vec<&str> = lines.collect();
+    words.join(" ").trim_start_matches("error: ").to_owned()
 }

@@ -32,12 +32,16 @@ pub struct Found {
     pub spec: Arc<TargetArguments>,
     /// Its processes.
     pub pids: Vec<u32>,
+    /// Why it has none that are its own.
+    pub absent: Option<String>,
 }
 
 /// A configured target, with what was found out before.
 struct Spec {
     arguments: Arc<TargetArguments>,
     what: What,
+    /// Whether it had any process: one that never had may be a slip of the pen.
+    was_found: bool,
 }
 
 enum What {
@@ -77,6 +81,7 @@ impl Discovery {
             Ok(Spec {
                 arguments: Arc::new(arguments),
                 what,
+                was_found: false,
             })
         });
         Ok(Self {
@@ -94,7 +99,11 @@ impl Discovery {
             false => Vec::new(),
         };
         for spec in &mut self.specs {
-            found.extend(spec.look(&processes, &self.endpoints).await);
+            let its = spec.look(&processes, &self.endpoints).await;
+            spec.was_found |= !its.is_empty();
+            let absent = its.is_empty() && !spec.was_found;
+            found.extend(absent.then(|| spec.absent()));
+            found.extend(its);
         }
         one_each(found)
     }
@@ -125,6 +134,24 @@ impl What {
 }
 
 impl Spec {
+    /// What is known of it as long as it was never there.
+    fn absent(&self) -> Found {
+        let (kind, which, why) = match &self.what {
+            What::Pid(pid) => ("process", pid.to_string(), "there is no such process"),
+            What::Cgroup(path) => ("cgroup", path.clone(), "no process is in it"),
+            What::Command { pattern, .. } => (
+                "command",
+                pattern.to_string(),
+                "no process has such a command line",
+            ),
+            What::Container { wanted, told, .. } => {
+                let why = told.as_deref().unwrap_or("it has no process");
+                ("container", wanted.to_string(), why)
+            }
+        };
+        labels::of_nobody(&self.arguments, kind, &which, format!("{why} (yet)"))
+    }
+
     async fn look(&mut self, processes: &[u32], endpoints: &Endpoints) -> Vec<Found> {
         let arguments = &self.arguments;
         match &mut self.what {
@@ -230,15 +257,21 @@ fn all_processes() -> Vec<u32> {
     ids.filter(|&pid| pid != std::process::id()).collect()
 }
 
-/// A process belongs to the first target that names it. Targets with the same id are told apart by a number.
+/// A process belongs to the first target that names it, and another that has no more than such processes is not traced.
+/// Targets with the same id are told apart by a number.
 fn one_each(found: Vec<Found>) -> Vec<Found> {
-    let mut owned = HashSet::new();
+    let mut owners: HashMap<u32, String> = HashMap::new();
     let mut ids: HashMap<String, u32> = HashMap::new();
     let mut kept = Vec::new();
     for mut target in found {
-        target.pids.retain(|pid| owned.insert(*pid));
-        if target.pids.is_empty() {
-            continue;
+        let all = std::mem::take(&mut target.pids);
+        let of_others = all.iter().find_map(|pid| owners.get(pid)).cloned();
+        target.pids = all.into_iter().filter(|pid| !owners.contains_key(pid)).collect();
+        owners.extend(target.pids.iter().map(|pid| (*pid, target.title.clone())));
+        if let (Some(owner), true) = (of_others, target.pids.is_empty()) {
+            target.absent = Some(format!(
+                "its processes are those of {owner}, and are counted there"
+            ));
         }
         let count = ids.entry(target.id.clone()).or_default();
         *count += 1;

@@ -2,7 +2,11 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, mpsc as std_mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc as std_mpsc,
+    },
     time::Duration,
 };
 
@@ -106,6 +110,8 @@ pub enum Event {
 /// A group that runs.
 pub struct Group {
     commands: mpsc::UnboundedSender<Command>,
+    /// Whether what is to be attached to yet need not be.
+    is_ending: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<()>,
 }
 
@@ -126,19 +132,31 @@ impl Group {
             // The daemon listens until it has joined every group.
             let _received = events.send((id, event));
         };
+        let is_ending = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&is_ending);
         let thread = std::thread::Builder::new()
             .name(format!("group-{id}"))
-            .spawn(move || run(&settings, received, &naming, tell));
+            .spawn(move || run(&settings, received, &naming, tell, &ends));
         let thread = thread.map_err(|source| Error::System {
             what: "cannot start a thread",
             source,
         })?;
-        Ok(Self { commands, thread })
+        Ok(Self {
+            commands,
+            is_ending,
+            thread,
+        })
     }
 
     /// Asks for something; false if the group is over.
     pub fn ask(&self, command: Command) -> bool {
         self.commands.send(command).is_ok()
+    }
+
+    /// Asks it to end, before it attaches to what it was asked for and did not come to yet.
+    pub fn end(&self) {
+        self.is_ending.store(true, Ordering::Relaxed);
+        self.ask(Command::End);
     }
 
     /// A way to ask for snapshots from elsewhere.
@@ -163,10 +181,11 @@ fn run(
     commands: mpsc::UnboundedReceiver<Command>,
     naming: &std_mpsc::Sender<Job>,
     tell: impl Fn(Event),
+    is_ending: &AtomicBool,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
-        Ok(runtime) => runtime.block_on(follow(settings, commands, naming, &tell)),
+        Ok(runtime) => runtime.block_on(follow(settings, commands, naming, &tell, is_ending)),
         Err(error) => log::error!("cannot start an event loop: {error}"),
     }
     tell(Event::Over);
@@ -177,8 +196,9 @@ async fn follow(
     mut commands: mpsc::UnboundedReceiver<Command>,
     naming: &std_mpsc::Sender<Job>,
     tell: &impl Fn(Event),
+    is_ending: &AtomicBool,
 ) {
-    let Some((tracer, pid, owner)) = first(settings, &mut commands, tell).await else {
+    let Some((tracer, pid, owner)) = first(settings, &mut commands, tell, is_ending).await else {
         return;
     };
     let mut group = Running {
@@ -204,6 +224,7 @@ async fn follow(
             biased;
             command = commands.recv() => match command {
                 Some(Command::End) | None => break,
+                Some(Command::Attach(..)) if is_ending.load(Ordering::Relaxed) => break,
                 Some(command) => group.obey(command),
             },
             () = sleep_until(idle_until), if is_idle => break,
@@ -231,10 +252,12 @@ async fn first(
     settings: &Settings,
     commands: &mut mpsc::UnboundedReceiver<Command>,
     tell: &impl Fn(Event),
+    is_ending: &AtomicBool,
 ) -> Option<(Tracer, u32, Owner)> {
     let mut command = commands.recv().await?;
     loop {
         match command {
+            Command::Attach(..) if is_ending.load(Ordering::Relaxed) => break,
             Command::Attach(process, owner) => {
                 let pid = process.pid();
                 match Tracer::attach(process, Origin::Attached, settings) {

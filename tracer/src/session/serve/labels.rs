@@ -21,6 +21,7 @@ pub fn of_process(arguments: &Arc<TargetArguments>, pid: u32) -> Option<Found> {
         labels,
         spec: Arc::clone(arguments),
         pids: vec![pid],
+        absent: None,
     })
 }
 
@@ -36,6 +37,7 @@ pub fn of_cgroup(arguments: &Arc<TargetArguments>, path: &str, pids: Vec<u32>) -
         labels,
         spec: Arc::clone(arguments),
         pids,
+        absent: None,
     })
 }
 
@@ -72,7 +74,21 @@ pub fn of_container(
         labels,
         spec: Arc::clone(arguments),
         pids,
+        absent: None,
     })
+}
+
+/// A target that was never there; `which` is what it was to be found by.
+pub fn of_nobody(arguments: &Arc<TargetArguments>, kind: &str, which: &str, why: String) -> Found {
+    let name = arguments.name.clone().unwrap_or_else(|| which.to_owned());
+    Found {
+        id: safe(&format!("{kind}-{}", which.trim_matches('/'))),
+        title: format!("{name} ({kind} {which})"),
+        labels: service(name),
+        spec: Arc::clone(arguments),
+        pids: Vec::new(),
+        absent: Some(why),
+    }
 }
 
 fn service(name: String) -> BTreeMap<String, String> {

@@ -31,7 +31,7 @@ use self::{
     source::{Entry, Shared},
     targets::{Budget, Ending, Targets},
 };
-use super::{Error, REMOVED_SOON, REMOVING, privilege, say, signals::Caught};
+use super::{Error, REMOVED_SOON, REMOVING, privilege, signals::Caught};
 use crate::{
     cli::{Configuration, ServeArguments},
     output::{
@@ -51,6 +51,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// and go together. By default it is eight for each processor, and each stays as large as it once was.
 #[cfg(target_env = "gnu")]
 const ARENAS: libc::c_int = 4;
+
+/// Tells the person who watches, unless only errors are wanted.
+fn say(text: &str) {
+    if log::log_enabled!(log::Level::Warn) {
+        super::say(text);
+    }
+}
 
 /// Runs the daemon until it is told to stop. `words` are those of the command line behind `serve`.
 ///
@@ -119,6 +126,9 @@ impl Daemon {
         let (stop, stopped) = watch::channel(false);
         let serving = server.map(|server| daemon.serve(server, stopped.clone()));
         let pushing = daemon.push(&options, stopped);
+        if serving.is_none() && pushing.is_none() {
+            log::warn!("profiles go nowhere: name an address with --listen, or a store with --push");
+        }
         notify(&[NotifyState::Ready]);
         daemon.follow(&mut signals, arguments, words).await;
         notify(&[NotifyState::Stopping]);
@@ -128,7 +138,7 @@ impl Daemon {
         daemon.end_targets(deadline).await;
         // Both tasks end by themselves when they are told; a panic would have ended memtrace.
         if let Some(pushing) = pushing {
-            let _ended = pushing.await;
+            let _ended = timeout_at(deadline, pushing).await;
         }
         // The kernel takes seconds to remove probes: what waits for a store is sent meanwhile.
         let pusher = Arc::clone(&daemon.pusher);
@@ -252,7 +262,7 @@ impl Daemon {
                 last.spawn(push_last(ending, Arc::clone(&self.pusher)));
             }
         }
-        while last.join_next().await.is_some() {}
+        while let Ok(Some(_)) = timeout_at(deadline, last.join_next()).await {}
     }
 
     /// Waits until nothing is attached any more, and says so if that takes long.

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, mpsc},
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -67,10 +66,14 @@ pub enum Job {
     },
 }
 
+/// How long jobs may take that are left at the end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The thread.
 pub struct Naming {
     jobs: mpsc::Sender<Job>,
-    thread: JoinHandle<()>,
+    /// Closed when the thread ends.
+    done: mpsc::Receiver<()>,
 }
 
 impl Naming {
@@ -80,6 +83,7 @@ impl Naming {
     /// When there can be no more threads.
     pub fn start(keeps_recent: bool) -> Result<Self, Error> {
         let (jobs, received) = mpsc::channel();
+        let (ends, done) = mpsc::channel();
         let thread = std::thread::Builder::new().name("naming".into()).spawn(move || {
             let mut maker = Maker {
                 symbolizer: Symbolizer::new(),
@@ -87,12 +91,13 @@ impl Naming {
                 keeps_recent,
             };
             received.iter().for_each(|job| maker.perform(job));
+            drop::<mpsc::Sender<()>>(ends);
         });
-        let thread = thread.map_err(|source| Error::System {
+        thread.map_err(|source| Error::System {
             what: "cannot start a thread",
             source,
         })?;
-        Ok(Self { jobs, thread })
+        Ok(Self { jobs, done })
     }
 
     /// Where jobs are sent to.
@@ -100,11 +105,15 @@ impl Naming {
         self.jobs.clone()
     }
 
-    /// Waits until all jobs are done.
+    /// Waits until all jobs are done, but not for ever: how long code takes to be named is in the hands of the targets.
     pub fn join(self) {
         drop(self.jobs);
-        // A panic there would have ended memtrace.
-        let _ended = self.thread.join();
+        if let Err(mpsc::RecvTimeoutError::Timeout) = self.done.recv_timeout(PATIENCE) {
+            log::warn!(
+                "profiles that were not made within {} s are lost",
+                PATIENCE.as_secs()
+            );
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::{session::say, text::printable};
+use super::say;
+use crate::text::printable;
 
 /// How many notes on a target are said.
 const MOST: usize = 20;

@@ -13,12 +13,13 @@ use super::{
     group::{Command, Event, Group, GroupId, Owner, Refusal},
     naming::{Job, Profiles},
     notes::Told,
+    say,
     source::{Entry, Shared},
 };
 use crate::{
     cli::{ProfileKind, Recording},
     output::http::{ProfileName, TargetSummary},
-    session::{Settings, say},
+    session::Settings,
     snapshot::Coverage,
     target::Process,
     text::printable,
@@ -95,6 +96,8 @@ pub struct Targets {
     events: UnboundedSender<(GroupId, Event)>,
     naming: mpsc::Sender<Job>,
     shared: Arc<Shared>,
+    /// Whether all of them are about to end, as the daemon does.
+    is_ending: bool,
 }
 
 /// A target that has ended, whose last profiles come.
@@ -122,6 +125,7 @@ impl Targets {
             events,
             naming,
             shared,
+            is_ending: false,
         }
     }
 
@@ -135,6 +139,12 @@ impl Targets {
         let mut waited = std::mem::take(&mut self.waiting);
         let mut wanted = BTreeSet::new();
         for target in found {
+            if let Some(why) = target.absent.clone() {
+                let before = waited.remove(&target.id);
+                let waiting = told_once(target, why, before.as_ref());
+                self.waiting.insert(waiting.found.id.clone(), waiting);
+                continue;
+            }
             wanted.insert(target.id.clone());
             let is_same = |traced: &Traced| traced.found.spec.recording == target.spec.recording;
             match self.traced.get_mut(&target.id) {
@@ -175,14 +185,7 @@ impl Targets {
             other => other,
         };
         let why = self.begin(target).err()?;
-        if before.is_none_or(|waiting| waiting.why != why) {
-            say(&format!("{} is not traced: {why}", printable(&target.title)));
-        }
-        Some(Waiting {
-            found: target.clone(),
-            why,
-            until: Until::Room,
-        })
+        Some(told_once(target.clone(), why, before.as_ref()))
     }
 
     /// Finds or begins a group for a target.
@@ -451,10 +454,12 @@ impl Targets {
 
     /// The last profiles of a target.
     fn end(&self, traced: Traced) -> Ending {
-        say(&format!(
-            "{} has ended, or was let go",
-            printable(&traced.found.title)
-        ));
+        if !self.is_ending {
+            say(&format!(
+                "{} has ended, or was let go",
+                printable(&traced.found.title)
+            ));
+        }
         let entry = self.entry(&traced);
         let (answer, profiles) = oneshot::channel();
         let _received = self.naming.send(Job::Last {
@@ -485,9 +490,10 @@ impl Targets {
     }
 
     /// Has all groups end; their last words come as events.
-    pub fn end_all(&self) {
+    pub fn end_all(&mut self) {
+        self.is_ending = true;
         for member in self.groups.values() {
-            member.group.ask(Command::End);
+            member.group.end();
         }
     }
 
@@ -553,6 +559,18 @@ impl Targets {
             roots: traced.roots.keys().copied().collect(),
             frames: recording.allocator_frames(),
         }
+    }
+}
+
+/// A target that waits for room or for a process; why it does is said if it is not what was said before.
+fn told_once(found: Found, why: String, before: Option<&Waiting>) -> Waiting {
+    if before.is_none_or(|waiting| waiting.why != why) {
+        say(&format!("{} is not traced: {why}", printable(&found.title)));
+    }
+    Waiting {
+        found,
+        why,
+        until: Until::Room,
     }
 }
 

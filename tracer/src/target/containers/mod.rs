@@ -106,24 +106,26 @@ pub fn processes_below(path: &str) -> Vec<u32> {
 /// # Errors
 /// [`ContainerError::Ambiguous`] when there are several; otherwise as [`find_all`].
 pub async fn find(wanted: &Wanted, endpoints: &Endpoints) -> Result<Container, ContainerError> {
-    let found = find_all(wanted, endpoints).await?;
-    let candidates = found.iter().map(Candidate::of).collect();
-    let mut found = found.into_iter();
-    match (found.next(), found.next()) {
-        (Some(only), None) => Ok(only),
-        _ => Err(ContainerError::Ambiguous {
-            wanted: wanted.clone(),
-            candidates,
-        }),
+    let mut found = find_all(wanted, endpoints).await?;
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        _ => Err(ambiguous(wanted, &found)),
     }
 }
 
-/// All containers that are wanted, at least one: a name should mean one, labels may mean several. Asks every engine that may
+fn ambiguous(wanted: &Wanted, found: &[Container]) -> ContainerError {
+    ContainerError::Ambiguous {
+        wanted: wanted.clone(),
+        candidates: found.iter().map(Candidate::of).collect(),
+    }
+}
+
+/// All containers that are wanted, at least one: a name means one, labels and a pod may mean several. Asks every engine that may
 /// know, all at the same time, and none for longer than [`EngineError::PATIENCE`] at a time.
 ///
 /// # Errors
 /// [`ContainerError::NotFound`] when no engine knows one that runs, with what each said; [`ContainerError::NotVisible`] when
-/// the processes of one are not in memtrace's PID namespace; [`ContainerError::Engine`] when the engine that knows one did not
+/// the processes of one are not in memtrace's PID namespace; [`ContainerError::Ambiguous`] when several have the name; [`ContainerError::Engine`] when the engine that knows one did not
 /// say what its first process is.
 pub async fn find_all(wanted: &Wanted, endpoints: &Endpoints) -> Result<Vec<Container>, ContainerError> {
     let (tried, listed) = listing::of_all(endpoints, wanted.engine()).await;
@@ -142,6 +144,9 @@ pub async fn find_all(wanted: &Wanted, endpoints: &Endpoints) -> Result<Vec<Cont
             Ok(container) => found.push(container),
             Err(error) => failure = Some(error),
         }
+    }
+    if matches!(wanted, Wanted::Named { .. }) && found.len() > 1 {
+        return Err(ambiguous(wanted, &found));
     }
     match failure {
         Some(error) if found.is_empty() => Err(error),

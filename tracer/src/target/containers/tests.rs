@@ -325,6 +325,7 @@ async fn the_same_name_in_two_engines() {
         find(&wanted("docker://web"), &endpoints).await,
     ];
     let several = find_all(&wanted("app=shop"), &endpoints).await;
+    let named = find_all(&wanted("web"), &endpoints).await;
     child.kill().expect("it is a child");
     child.wait().expect("it is a child");
     let [both, of_podman, only] = results;
@@ -337,6 +338,10 @@ async fn the_same_name_in_two_engines() {
     assert_eq!((only.id.as_str(), only.init), (ID, child.id()));
     assert_eq!((only.name.as_str(), only.image.as_str()), ("web", "shop:1"));
     assert_eq!(several.expect("there are two").len(), 2);
+    assert!(
+        matches!(named, Err(ContainerError::Ambiguous { .. })),
+        "labels alone may mean several"
+    );
 }
 
 #[tokio::test]
