@@ -107,10 +107,9 @@ pub(crate) fn view(heap: &GoHeapState) -> &'static str {
     }
 }
 
-/// What a Go runtime does not show: what could not be read of it, and that it keeps no heap profile.
-pub(crate) fn not_shown(go: &GoState) -> Vec<String> {
-    let no_profile = go.heap.as_ref().filter(|heap| heap.rate == 0).map(rate);
-    no_profile.into_iter().chain(go.notes.iter().cloned()).collect()
+/// That a Go runtime keeps no heap profile, if it keeps none.
+pub(crate) fn no_heap_profile(go: &GoState) -> Option<String> {
+    go.heap.as_ref().filter(|heap| heap.rate == 0).map(rate)
 }
 
 /// How a Go heap was sampled, and what to do if it was not.

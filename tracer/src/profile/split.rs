@@ -84,3 +84,110 @@ fn default_type(profile: &Profile) -> usize {
         .position(|of| of.r#type == profile.default_sample_type)
         .unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{split, text};
+    use crate::profile::proto::{Label, Location, Profile, Sample, ValueType};
+
+    const TCP: Label = string(3, 4);
+    const FILE: Label = string(3, 5);
+    const ONE_GOROUTINE: Label = Label {
+        key: 6,
+        str: 0,
+        num: 7,
+        num_unit: 0,
+    };
+
+    const fn string(key: i64, str: i64) -> Label {
+        Label {
+            key,
+            str,
+            num: 0,
+            num_unit: 0,
+        }
+    }
+
+    /// Samples of these locations with a label or none and two values, of which the second is shown by default.
+    fn profile(samples: &[(u64, &[Label], [i64; 2])]) -> Profile {
+        let location = |id| Location {
+            id,
+            address: id * 16,
+            ..Location::default()
+        };
+        let sample = |(id, labels, values): &(u64, &[Label], [i64; 2])| Sample {
+            location_id: vec![*id],
+            value: values.to_vec(),
+            label: labels.to_vec(),
+        };
+        Profile {
+            string_table: ["", "opened", "open", "kind", "tcp", "file", "goroutine"]
+                .map(str::to_owned)
+                .to_vec(),
+            sample_type: [1, 2].map(|r#type| ValueType { r#type, unit: 0 }).to_vec(),
+            default_sample_type: 2,
+            location: (1..=3).map(location).collect(),
+            sample: samples.iter().map(sample).collect(),
+            time_nanos: 5,
+            duration_nanos: 9,
+            ..Profile::default()
+        }
+    }
+
+    /// Address and values of each sample.
+    fn samples(profile: &Profile) -> Vec<(u64, Vec<i64>)> {
+        let samples = profile.sample.iter();
+        let address = |sample: &Sample| profile.location[sample.location_id[0] as usize - 1].address;
+        samples
+            .map(|sample| (address(sample), sample.value.clone()))
+            .collect()
+    }
+
+    fn kind(labels: &[(&str, &str)]) -> String {
+        labels
+            .first()
+            .map(|(_, value)| *value)
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    #[test]
+    fn parts_have_what_their_samples_need() {
+        let whole = profile(&[
+            (1, &[TCP], [1, 1]),
+            (2, &[FILE, ONE_GOROUTINE], [2, 0]),
+            (1, &[FILE], [3, 3]),
+            (3, &[], [4, 4]),
+        ]);
+        let parts = split(&whole, 10, kind);
+        assert_eq!(parts.keys().collect::<Vec<_>>(), ["", "file", "tcp"]);
+        assert_eq!(samples(&parts[""]), [(48, vec![4, 4])]);
+        assert_eq!(samples(&parts["file"]), [(32, vec![2, 0]), (16, vec![3, 3])]);
+        assert_eq!(samples(&parts["tcp"]), [(16, vec![1, 1])]);
+        assert_eq!(parts["tcp"].location.len(), 1);
+        let labels = &parts["file"].sample[0].label;
+        assert_eq!((labels.len(), labels[0].num), (1, 7));
+        for part in parts.values() {
+            assert_eq!((part.time_nanos, part.duration_nanos), (5, 9));
+            assert_eq!(text(part, part.default_sample_type), "open");
+            let types = part.sample_type.iter().map(|of| text(part, of.r#type));
+            assert_eq!(types.collect::<Vec<_>>(), ["opened", "open"]);
+        }
+    }
+
+    #[test]
+    fn the_smallest_are_with_what_has_no_labels() {
+        let whole = profile(&[
+            (1, &[TCP], [100, 1]),
+            (2, &[FILE], [1, 2]),
+            (1, &[], [5, 5]),
+            (3, &[string(3, 6)], [9, 0]),
+        ]);
+        let parts = split(&whole, 3, kind);
+        assert_eq!(parts.keys().collect::<Vec<_>>(), ["", "file"]);
+        assert_eq!(samples(&parts[""]), [(16, vec![105, 6]), (48, vec![9, 0])]);
+        let one = split(&whole, 1, kind);
+        assert_eq!(samples(&one[""]).len(), 3);
+        assert!(split(&Profile::default(), 3, kind).is_empty());
+    }
+}

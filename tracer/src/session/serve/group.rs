@@ -17,7 +17,7 @@ use tokio::{
 
 use super::naming::Job;
 use crate::{
-    profile::{AllocatorFrames, comments::not_shown},
+    profile::{AllocatorFrames, comments::no_heap_profile},
     session::{
         Error, Settings, Tracer,
         events::{Due, Events},
@@ -80,12 +80,14 @@ pub enum Event {
         /// Whether a Go runtime is read.
         is_go: bool,
     },
-    /// What the Go runtimes of a target do not show now.
+    /// What the Go runtimes of a target do not show, one sentence each.
     Noted {
         /// Whose.
         target: Arc<str>,
-        /// One sentence each.
-        notes: BTreeSet<String>,
+        /// What stays so while it is traced.
+        lasting: BTreeSet<String>,
+        /// What may be otherwise at the next look, such as a garbage collection that has not been yet.
+        passing: BTreeSet<String>,
     },
     /// A process cannot be traced.
     Refused {
@@ -330,8 +332,7 @@ impl<T: Fn(Event)> Running<'_, T> {
                 }
                 let snapshots = self.tracer.snapshots_of(|root| roots.contains(&root));
                 if let Some(owner) = roots.first().and_then(|root| self.roots.get(root)) {
-                    let go = snapshots.iter().filter_map(|snapshot| snapshot.go.as_ref());
-                    self.tell_notes(&owner.target, go);
+                    self.tell_notes(&owner.target, &snapshots);
                 }
                 // Whoever asked may have left.
                 let _left = answer.send(snapshots);
@@ -355,19 +356,30 @@ impl<T: Fn(Event)> Running<'_, T> {
             is_go: self.tracer.go_version(root).is_some(),
         });
         let is_its = |root: u32| self.roots.get(&root).is_some_and(|of| of.target == target);
-        self.tell_notes(&target, &self.tracer.go_at_a_glance(is_its));
+        let go = self.tracer.go_at_a_glance(is_its);
+        if !go.is_empty() {
+            // What cannot be read at first cannot be later.
+            let notes = |go: &GoState| no_heap_profile(go).into_iter().chain(go.notes.clone());
+            let lasting = go.iter().flat_map(notes).collect();
+            let passing = BTreeSet::new();
+            (self.tell)(Event::Noted {
+                target,
+                lasting,
+                passing,
+            });
+        }
     }
 
-    /// Tells what the Go runtimes of a target do not show, if it has any.
-    fn tell_notes<'g>(&self, target: &Arc<str>, go: impl IntoIterator<Item = &'g GoState>) {
-        let mut go = go.into_iter().peekable();
-        if go.peek().is_none() {
-            return;
+    /// What the Go runtimes of a target's processes did not show in a snapshot, if it has any.
+    fn tell_notes(&self, target: &Arc<str>, snapshots: &[Snapshot]) {
+        let go = || snapshots.iter().filter_map(|snapshot| snapshot.go.as_ref());
+        if go().next().is_some() {
+            (self.tell)(Event::Noted {
+                target: Arc::clone(target),
+                lasting: go().filter_map(no_heap_profile).collect(),
+                passing: go().flat_map(|go| go.notes.clone()).collect(),
+            });
         }
-        (self.tell)(Event::Noted {
-            target: Arc::clone(target),
-            notes: go.flat_map(not_shown).collect(),
-        });
     }
 
     /// The last word on the next process that has ended, and which roots ended by that.

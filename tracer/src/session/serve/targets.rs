@@ -358,7 +358,11 @@ impl Targets {
                 coverage,
                 is_go,
             } => self.note_attached(group, pid, &target, root, coverage, is_go),
-            Event::Noted { target, notes } => self.note_go(group, &target, notes),
+            Event::Noted {
+                target,
+                lasting,
+                passing,
+            } => self.note_go(group, &target, lasting, passing),
             Event::Refused { pid, target, why } => self.note_refused(group, pid, &target, why),
             Event::Ended { root, target } => ended.extend(self.end_root(group, &target, root)),
             Event::Over => ended.extend(self.note_over(group)),
@@ -399,19 +403,27 @@ impl Targets {
         }
         traced.is_go |= is_go;
         for note in &coverage.not_covered {
-            traced.told.not_covered(&traced.found.title, note);
+            let note = format!("not covered: {note}");
+            traced.told.say_once(&traced.found.title, &note);
         }
         traced.roots.insert(root, coverage);
     }
 
-    fn note_go(&mut self, group: GroupId, target: &str, notes: BTreeSet<String>) {
+    fn note_go(
+        &mut self,
+        group: GroupId,
+        target: &str,
+        lasting: BTreeSet<String>,
+        passing: BTreeSet<String>,
+    ) {
         let Some(traced) = self.of_group(group, target) else {
             return;
         };
-        for note in &notes {
-            traced.told.not_shown(&traced.found.title, note);
+        for note in &lasting {
+            traced.told.say_once(&traced.found.title, note);
         }
-        traced.go_notes = notes;
+        traced.go_notes = lasting;
+        traced.go_notes.extend(passing);
     }
 
     fn note_refused(&mut self, group: GroupId, pid: u32, target: &str, why: Refusal) {
