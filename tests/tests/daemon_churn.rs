@@ -175,8 +175,10 @@ fn fifty_targets_that_come_and_go() -> Result<()> {
     for at in 0..churn.living.len() {
         let (pid, began) = (churn.living[at].0.pid(), churn.living[at].1);
         churn.note(pid, began, stopped);
+        let unpatched = kernel::await_unpatched(pid);
+        // It may have ended meanwhile.
         if churn.living[at].0.is_running()? {
-            kernel::await_unpatched(pid)?;
+            unpatched?;
         }
     }
     ensure!(!kernel::uprobe_events()?.contains(&events), "{events} remain");
