@@ -37,7 +37,7 @@ pub(super) fn parse_rate(text: &str) -> Result<u64, String> {
     match rate {
         LEAST..=MAX_DISTANCE if is_one_byte => Ok(rate),
         _ => Err(format!(
-            "`{text}` cannot be set at once; write for example 4k, 64k, or 512k"
+            "`{text}` is not a rate that can be set at once: from 4k to 1G, in one byte that is not 0, such as 4k, 64k, or 512k"
         )),
     }
 }

@@ -140,6 +140,7 @@ impl Pass {
         GoHeap {
             rate,
             buckets: buckets.collect(),
+            is_uncollected: is_clear,
             torn: self.torn,
         }
     }

@@ -113,6 +113,18 @@ pub struct MemRecord {
     pub free_bytes: u64,
 }
 
+impl MemRecord {
+    /// What came since an earlier record. What was sampled before and freed since counts as freed.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            allocs: self.allocs.saturating_sub(earlier.allocs),
+            frees: self.frees.saturating_sub(earlier.frees),
+            alloc_bytes: self.alloc_bytes.saturating_sub(earlier.alloc_bytes),
+            free_bytes: self.free_bytes.saturating_sub(earlier.free_bytes),
+        }
+    }
+}
+
 /// A bucket of the heap profile: blocks of one size, allocated by one stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemBucket {
@@ -133,6 +145,8 @@ pub struct GoHeap {
     pub rate: u64,
     /// Buckets that passed every check.
     pub buckets: Vec<MemBucket>,
+    /// Whether nothing was published yet, so that the runtime would publish all there is: no garbage collection was completed.
+    pub is_uncollected: bool,
     /// Buckets that did not, after they were read again; they are not shown.
     pub torn: u64,
 }

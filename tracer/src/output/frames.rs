@@ -207,7 +207,9 @@ fn is_library(function: &str) -> bool {
         "__clone3",
         "execute_native_thread_routine",
     ];
-    is_allocator(function) || STARTERS.contains(&function) || is_standard_library(function)
+    // C functions of Go's `runtime/cgo`.
+    let is_of_cgo = ["_cgo_", "x_cgo_"].iter().any(|prefix| function.starts_with(prefix));
+    is_allocator(function) || STARTERS.contains(&function) || is_of_cgo || is_standard_library(function)
 }
 
 fn is_standard_library(function: &str) -> bool {

@@ -56,8 +56,13 @@ impl Amount {
                 Self::Touched(growth.sites.iter().map(|site| site.touched).sum())
             }
             _ => {
+                let go = snapshot.go.iter().filter_map(|go| go.heap.as_ref());
+                let go = go.flat_map(|heap| &heap.sites);
+                let go = go.fold((0, 0), |(bytes, objects), site| {
+                    (bytes + site.live_bytes, objects + site.live_objects)
+                });
                 let (bytes, objects) = snapshot.live();
-                Self::Heap(bytes, objects)
+                Self::Heap(bytes + go.0, objects + go.1)
             }
         }
     }

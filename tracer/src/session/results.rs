@@ -109,8 +109,9 @@ struct Writer {
 
 /// The snapshot that the report is about.
 struct Largest {
-    /// What speaks for it: whether it runs on, and how much it holds.
-    weight: (bool, u64),
+    /// What speaks for it: whether it runs on, how much it holds, and how much of it is resident (a Go program may keep no heap
+    /// profile).
+    weight: (bool, u64, u64),
     snapshot: Snapshot,
     /// Its profiles, if they could be written.
     written: Option<Written>,
@@ -166,7 +167,8 @@ impl Writer {
             profile: written.as_ref().ok().map(|written| written.path.clone()),
         });
         // One that runs on is of more interest than one that is gone.
-        let weight = (end.is_empty(), held.size());
+        let resident = snapshot.memory.as_ref().map_or(0, |memory| memory.rss);
+        let weight = (end.is_empty(), held.size(), resident);
         if self.largest.as_ref().is_none_or(|before| before.weight < weight) {
             self.largest = Some(Largest {
                 weight,

@@ -376,8 +376,16 @@ impl Tracer {
         self.programs.books_mut().read_frames();
     }
 
+    /// Looks for Go runtimes in what was forked or executed since.
+    fn find_runtimes(&mut self) {
+        for space in self.spaces.values() {
+            self.runtimes.discover(space, &self.settings.go);
+        }
+    }
+
     /// Makes room in the tables, and does what was too early before; to be called now and then.
     pub fn tidy(&mut self) {
+        self.find_runtimes();
         self.runtimes.enable_awaited();
         self.forget_the_past();
         let count = self.programs.stack_count();
@@ -436,6 +444,7 @@ impl Tracer {
     pub fn observe(&mut self) {
         let elapsed = self.elapsed();
         if self.history.is_due(elapsed) {
+            self.find_runtimes();
             self.read_map_events();
             self.find_trampolines();
             let count = self.programs.stack_count();

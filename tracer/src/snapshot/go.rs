@@ -88,6 +88,8 @@ pub struct GoHeapState {
     pub is_enabled_by_us: bool,
     /// Which view the values are of.
     pub view: GoHeapView,
+    /// Whether no garbage collection was completed since the runtime counts: garbage is among what lives.
+    pub is_uncollected: bool,
     /// Of what was allocated, how much is not among the values, as no garbage collection was completed since (bytes).
     pub unpublished_bytes: u64,
     /// Buckets that could not be read; they are not shown.

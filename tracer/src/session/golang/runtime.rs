@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     go::{
-        EnabledRate, GoBinary, GoError, GoHeap, GoStatus, Goroutine, Goroutines, Layout, RateError,
+        EnabledRate, GoBinary, GoError, GoHeap, GoStatus, Goroutine, Goroutines, Layout, MemRecord, RateError,
         Variables, group, is_system, read_goroutines, read_heap, read_threads, read_u64, scale,
     },
     snapshot::{GoHeapState, GoHeapView, GoState, GoWishes, GoroutineGroup, RUNNING, Site, ThreadGroup},
@@ -27,6 +27,8 @@ pub struct Runtime {
     /// What is needed to read it, or why it cannot be.
     reader: Result<Reader, String>,
     enabled: Option<EnabledRate>,
+    /// What was sampled before memtrace enabled the profile, perhaps at another rate: it cannot be scaled by this one.
+    sampled_before: Samples,
     /// The rate that its heap profile is to have once it has started: until then it is not known whether it keeps one.
     awaited_rate: Option<u64>,
     /// Why its heap profile could not be enabled, if that was wanted.
@@ -53,6 +55,7 @@ impl Runtime {
             version,
             reader,
             enabled: None,
+            sampled_before: Samples::new(),
             awaited_rate: None,
             note: None,
         }
@@ -86,10 +89,15 @@ impl Runtime {
             return;
         };
         let has_started = self.heap_address().is_some();
+        let before = read_heap(&*self.process, reader.layout, &reader.variables);
         self.awaited_rate = None;
         match EnabledRate::enable(Arc::clone(&self.process), address, rate) {
             Ok(enabled) => {
                 self.enabled = Some(enabled);
+                let buckets = before.map(|heap| heap.buckets).unwrap_or_default().into_iter();
+                self.sampled_before = buckets
+                    .map(|bucket| ((bucket.stack, bucket.size), bucket.now))
+                    .collect();
                 self.note = None;
             }
             // `schedinit` sets the rate to 0 where the linker found that nothing reads the profile.
@@ -133,6 +141,7 @@ impl Runtime {
             reader,
             process: &self.process,
             mappings,
+            sampled_before: &self.sampled_before,
             earlier: earlier.map(|(reading, _)| Earlier::of(reading)),
         };
         if wishes.heap {
@@ -199,8 +208,12 @@ struct Context<'r> {
     reader: &'r Reader,
     process: &'r Process,
     mappings: &'r Mappings,
+    sampled_before: &'r Samples,
     earlier: Option<Earlier<'r>>,
 }
+
+/// What was sampled of each stack and size of blocks.
+type Samples = HashMap<(Vec<u64>, u64), MemRecord>;
 
 impl Context<'_> {
     fn heap(&self, view: GoHeapView) -> Result<GoHeapState, GoError> {
@@ -209,7 +222,21 @@ impl Context<'_> {
             variables,
             code,
         } = self.reader;
-        let GoHeap { rate, buckets, torn } = read_heap(self.process, layout, variables)?;
+        let GoHeap {
+            rate,
+            mut buckets,
+            is_uncollected,
+            torn,
+        } = read_heap(self.process, layout, variables)?;
+        for bucket in buckets.iter_mut().filter(|_| !self.sampled_before.is_empty()) {
+            let stack = std::mem::take(&mut bucket.stack);
+            let key = (stack, bucket.size);
+            if let Some(before) = self.sampled_before.get(&key) {
+                bucket.published = bucket.published.since(before);
+                bucket.now = bucket.now.since(before);
+            }
+            bucket.stack = key.0;
+        }
         let mut sites: HashMap<Vec<u64>, Site> = HashMap::new();
         let mut unpublished_bytes = 0;
         // A runtime that keeps no profile may have drawn a sample before it knew.
@@ -224,6 +251,9 @@ impl Context<'_> {
                 .saturating_sub(alloc_bytes);
             let live = record.allocs.saturating_sub(record.frees);
             let (live_objects, live_bytes) = scale(live, bucket.size, rate);
+            if record.allocs == 0 {
+                continue;
+            }
             let frames = code.pack(self.mappings, &code.physical(&bucket.stack));
             let site = sites
                 .entry(frames)
@@ -244,6 +274,7 @@ impl Context<'_> {
             rate,
             is_enabled_by_us: false,
             view,
+            is_uncollected,
             unpublished_bytes,
             torn,
         })
