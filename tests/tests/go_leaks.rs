@@ -206,6 +206,20 @@ fn a_heap_that_waits_for_a_collection_says_so() -> Result<()> {
 }
 
 #[test]
+fn a_program_that_a_shell_executes_is_compared_with_itself() -> Result<()> {
+    with_each_build(&unprofiled(), |program| {
+        let script = format!("read go; exec {} goroutines", program.display());
+        let mut target = Child::spawn(Command::new("sh").args(["-c", &script]))?;
+        let memtrace = Memtrace::attach(target.pid(), &["--children"])?;
+        target.tell("go")?;
+        target.stdout.expect("ready ", PATIENCE)?;
+        std::thread::sleep(Duration::from_secs(7));
+        let outcome = memtrace.interrupt()?;
+        check_names_first(&outcome.stdout, "main.waitForReply")
+    })
+}
+
+#[test]
 fn nothing_that_leaks_is_named() -> Result<()> {
     with_each_build(&unprofiled().with_pprof(), |program| {
         let outcome = watch(&program, &["nothing"], &[])?;
@@ -317,6 +331,24 @@ fn the_rate_is_restored_at_each_end() -> Result<()> {
             enable(&program, "--go-enable-heap", ENABLED_RATE, end).with_context(|| format!("{end:?}"))?;
         }
         enable(&program, "--go-enable-heap=4096", 4096, ENDS[0]).context("4096")
+    })
+}
+
+#[test]
+fn what_was_sampled_at_another_rate_is_not_counted() -> Result<()> {
+    with_each_build(&unprofiled(), |program| {
+        let (target, _) = start(&program, &["slice"])?;
+        let heap = |rate: &str| {
+            let arguments = [&WATCH[..], &["--profiles", "heap", rate]].concat();
+            let outcome = Memtrace::attach(target.pid(), &arguments)?.finish(PATIENCE)?;
+            outcome.profile("heap.pb.gz", GoHeap::read)
+        };
+        let fine = heap("--go-enable-heap=4k")?.through("main.(*trail).remember");
+        ensure!(fine.inuse_objects >= LEAST / 2, "{fine:?}");
+        // Hundreds of samples, each of which would stand for a MiB by now.
+        let coarse = heap("--go-enable-heap=1m")?.through("main.(*trail).remember");
+        ensure!(coarse.inuse_space < 64 << 20, "{coarse:?}");
+        Ok(())
     })
 }
 

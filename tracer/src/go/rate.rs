@@ -1,9 +1,9 @@
 //! Switching the heap profile on for a while, for a target whose linker switched it off.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     sync::Arc,
 };
 
@@ -48,13 +48,23 @@ pub struct EnabledRate {
     is_restored: bool,
 }
 
+/// Whether this is the file that a process executes.
+fn is_executed(process: &Process, program: &File) -> bool {
+    let executed = fs::metadata(format!("/proc/{}/exe", process.anchor()));
+    match (executed, program.metadata()) {
+        (Ok(executed), Ok(program)) => (executed.dev(), executed.ino()) == (program.dev(), program.ino()),
+        _ => false,
+    }
+}
+
 impl EnabledRate {
     /// Sets `runtime.MemProfileRate` at this address (virtual), if it is 0: one sample in so many bytes. A rate has only one byte
-    /// that is not 0, so that the target never sees half of it.
+    /// that is not 0, so that the target never sees half of it. If the process executes another file than `program` by now,
+    /// nothing is written.
     ///
     /// # Errors
     /// [`RateError`].
-    pub fn enable(process: Arc<Process>, address: u64, rate: u64) -> Result<Self, RateError> {
+    pub fn enable(process: Arc<Process>, program: &File, address: u64, rate: u64) -> Result<Self, RateError> {
         if !RATES.contains(&rate) || changing_byte(rate).is_none() || !address.is_multiple_of(8) {
             return Err(RateError::Unfit(rate));
         }
@@ -65,7 +75,7 @@ impl EnabledRate {
             .open(path)
             .map_err(|source| RateError::Memory { address, source })?;
         // The id was not used again before the file was opened.
-        if process.has_ended() {
+        if process.has_ended() || !is_executed(&process, program) {
             return Err(RateError::Ended);
         }
         let mut enabled = Self {

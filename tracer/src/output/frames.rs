@@ -208,7 +208,9 @@ fn is_library(function: &str) -> bool {
         "execute_native_thread_routine",
     ];
     // C functions of Go's `runtime/cgo`.
-    let is_of_cgo = ["_cgo_", "x_cgo_"].iter().any(|prefix| function.starts_with(prefix));
+    let is_of_cgo = ["_cgo_", "x_cgo_"]
+        .iter()
+        .any(|prefix| function.starts_with(prefix));
     is_allocator(function) || STARTERS.contains(&function) || is_of_cgo || is_standard_library(function)
 }
 

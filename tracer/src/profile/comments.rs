@@ -100,7 +100,9 @@ pub(super) fn go(snapshot: &Snapshot, go: &GoState, subject: Subject) -> Vec<Str
 /// Which view of a Go heap is shown.
 pub(crate) fn view(heap: &GoHeapState) -> &'static str {
     match heap.view {
-        _ if heap.is_uncollected => "with what is garbage, as no garbage collection was completed since it is sampled",
+        _ if heap.is_uncollected => {
+            "with what is garbage, as no garbage collection was completed since it is sampled"
+        }
         GoHeapView::Published => "as of its last completed garbage collection",
         GoHeapView::Now => {
             "with what has happened since its last garbage collection: allocations are ahead of frees"

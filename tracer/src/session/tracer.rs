@@ -557,8 +557,11 @@ impl Tracer {
                 "{unheard} forks, execs or changes of mappings went unnoticed: they came too fast"
             ));
         }
-        self.runtimes.discover(space, &self.settings.go);
-        let go = self.go_state(space);
+        let is_past = self.dead.contains(&space.id) || space.has_ended();
+        if !is_past {
+            self.runtimes.discover(space, &self.settings.go);
+        }
+        let go = self.go_state(space, is_past);
         let (fds, fd_details) = self.fd_holdings(space, go.as_ref());
         let heap = self.settings.trace(classes::HEAP);
         // What a sample stands for is an estimate, and what is too young or too small was not asked for: blocks all the same.
@@ -589,15 +592,18 @@ impl Tracer {
     }
 
     /// What the Go runtime of an address space knows; of one that is no more, what it knew at the last reading.
-    fn go_state(&self, space: &Space) -> Option<GoState> {
-        let has_ended = space.process.as_ref().is_none_or(|process| process.has_ended());
-        if !has_ended {
+    fn go_state(&self, space: &Space, is_past: bool) -> Option<GoState> {
+        if !is_past {
             return self.runtimes.state(space, &self.settings.go, self.before(space));
         }
         let last = self.history.last()?;
         let mut state = last.go.get(&space.id)?.state.clone();
         let before = text::duration(self.elapsed().saturating_sub(last.at));
-        let note = format!("The process has ended: its Go runtime was read {before} before this profile.");
+        let end = match space.has_ended() {
+            true => "has ended",
+            false => "executed another program",
+        };
+        let note = format!("The process {end}: its Go runtime was read {before} before this profile.");
         state.notes.push(note);
         Some(state)
     }

@@ -82,8 +82,15 @@ impl<W: Write> Report<'_, W> {
             growers.extend(self.growers_of(Subject::Threads, "threads", threads));
         }
         // With a full table nothing can be seen to grow.
-        if let Some(native) = snapshot.native_heap().filter(|_| snapshot.losses.blocks_full == 0) {
-            let what = if native == "heap" { "heap" } else { "heap of C code" };
+        if let Some(native) = snapshot
+            .native_heap()
+            .filter(|_| snapshot.losses.blocks_full == 0)
+        {
+            let what = if native == "heap" {
+                "heap"
+            } else {
+                "heap of C code"
+            };
             let sites = snapshot.sites.iter().map(Entry::of_site);
             growers.extend(self.growers_of(Subject::Heap, what, sites));
         }
@@ -121,7 +128,10 @@ impl<W: Write> Report<'_, W> {
             other.cmp(&one).then_with(|| a.cmp(b))
         });
         let own = growing.iter().filter(|(_, holding)| holding.is_own);
-        let most_own = own.clone().next().map_or(0, |(_, holding)| holding.books.recent_change);
+        let most_own = own
+            .clone()
+            .next()
+            .map_or(0, |(_, holding)| holding.books.recent_change);
         let own = own.filter(|(_, holding)| holding.books.recent_change >= most_own / 2);
         let other = growing.first().filter(|(_, holding)| !holding.is_own);
         let share = |change: i64| change as f64 / all.amount.max(1) as f64;
@@ -130,14 +140,19 @@ impl<W: Write> Report<'_, W> {
             let held = amount(subject, holding.books.amount);
             let waiting = waiting(holding.books.loops);
             Grower {
-                line: format!("Growing: {what} {change} in the last {recent} at {function}, which holds {held}{waiting}"),
+                line: format!(
+                    "Growing: {what} {change} in the last {recent} at {function}, which holds {held}{waiting}"
+                ),
                 is_own: holding.is_own,
                 share: share(holding.books.recent_change),
             }
         };
         let mut lines: Vec<Grower> = own.take(MOST_FUNCTIONS).chain(other).map(line).collect();
         if lines.is_empty() && subject != Subject::Mappings && self.grows(subject, &all, &all) {
-            let (change, places) = (change(subject, all.recent_change), text::counted(count, "place", "places"));
+            let (change, places) = (
+                change(subject, all.recent_change),
+                text::counted(count, "place", "places"),
+            );
             lines.push(Grower {
                 line: format!("Growing: {what} {change} in the last {recent}, spread over {places}"),
                 is_own: false,
@@ -155,7 +170,9 @@ impl<W: Write> Report<'_, W> {
         let least = match subject {
             Subject::Descriptors => LEAST_COUNT,
             // They go from place to place: where they are more than before, they are fewer elsewhere.
-            Subject::Goroutines | Subject::Threads if all.recent_change < books.recent_change / 2 => return false,
+            Subject::Goroutines | Subject::Threads if all.recent_change < books.recent_change / 2 => {
+                return false;
+            }
             Subject::Goroutines | Subject::Threads => LEAST_COUNT,
             _ => LEAST_BYTES.max((ERRORS * self.error_of_one(subject, books)) as u64),
         };
@@ -168,7 +185,11 @@ impl<W: Write> Report<'_, W> {
         let heap = self.snapshot.go.as_ref().and_then(|go| go.heap.as_ref());
         let distance = match subject {
             Subject::GoHeap => heap.map_or(0, |heap| heap.rate),
-            Subject::Heap => self.snapshot.selection.sample_bytes.map_or(0, |bytes| bytes.get()),
+            Subject::Heap => self
+                .snapshot
+                .selection
+                .sample_bytes
+                .map_or(0, |bytes| bytes.get()),
             _ => 0,
         };
         if distance == 0 || books.objects == 0 {
@@ -191,7 +212,9 @@ fn holdings(subject: Subject, places: Vec<Place<'_>>) -> HashMap<String, Holding
     for place in places.into_iter().filter(|place| !is_of_runtime(place)) {
         let stack = place.stack();
         let own = stack.own();
-        let function = own.or_else(|| stack.first_own()).map(|line| line.function.to_string());
+        let function = own
+            .or_else(|| stack.first_own())
+            .map(|line| line.function.to_string());
         let Some(function) = function.or_else(|| place.inner.first().cloned()) else {
             continue;
         };

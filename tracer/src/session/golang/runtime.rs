@@ -1,6 +1,6 @@
 //! The Go runtime of one address space.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, fs::File, sync::Arc, time::Duration};
 
 use memtrace_ebpf::{layout::EndReason, unwind::frame};
 
@@ -11,11 +11,11 @@ use super::{
 };
 use crate::{
     go::{
-        EnabledRate, GoBinary, GoError, GoHeap, GoStatus, Goroutine, Goroutines, Layout, MemRecord, RateError,
-        Variables, group, is_system, read_goroutines, read_heap, read_threads, read_u64, scale,
+        EnabledRate, GoBinary, GoError, GoHeap, GoStatus, Goroutine, Goroutines, Layout, MemRecord,
+        RateError, Variables, group, is_system, read_goroutines, read_heap, read_threads, read_u64, scale,
     },
     snapshot::{GoHeapState, GoHeapView, GoState, GoWishes, GoroutineGroup, RUNNING, Site, ThreadGroup},
-    target::{Mapping, Mappings, Process},
+    target::{Backing, Mapping, Mappings, Process},
     text,
 };
 
@@ -23,6 +23,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Runtime {
     process: Arc<Process>,
+    program: Option<Arc<File>>,
     version: String,
     /// What is needed to read it, or why it cannot be.
     reader: Result<Reader, String>,
@@ -50,8 +51,13 @@ impl Runtime {
             Err(_) => String::new(),
         };
         let reader = binary.and_then(|binary| Reader::new(&process, mapping, &binary));
+        let program = match &mapping.backing {
+            Backing::File(file) => Some(Arc::clone(file)),
+            _ => None,
+        };
         Self {
             process,
+            program,
             version,
             reader,
             enabled: None,
@@ -80,7 +86,7 @@ impl Runtime {
 
     /// Has the runtime begin a heap profile, if it keeps none.
     pub fn enable(&mut self, rate: u64) {
-        let Ok(reader) = &self.reader else {
+        let (Ok(reader), Some(program)) = (&self.reader, &self.program) else {
             return;
         };
         let Some(address) = reader.variables.mem_profile_rate else {
@@ -91,7 +97,7 @@ impl Runtime {
         let has_started = self.heap_address().is_some();
         let before = read_heap(&*self.process, reader.layout, &reader.variables);
         self.awaited_rate = None;
-        match EnabledRate::enable(Arc::clone(&self.process), address, rate) {
+        match EnabledRate::enable(Arc::clone(&self.process), program, address, rate) {
             Ok(enabled) => {
                 self.enabled = Some(enabled);
                 let buckets = before.map(|heap| heap.buckets).unwrap_or_default().into_iter();

@@ -122,6 +122,111 @@ fn what_may_be_chance_is_not_named() {
     );
 }
 
+/// A heap with one site, of so many samples.
+fn go_heap(words: &mut Words, live: (u64, u64), samples: u64, recent_change: i64) -> GoHeapState {
+    let mut site = words.site(live, &["main.grow", "main.main"]).clone();
+    (site.live_samples, site.recent_change) = (samples, recent_change);
+    words.sites.clear();
+    GoHeapState {
+        sites: vec![site],
+        rate: 512 << 10,
+        ..GoHeapState::default()
+    }
+}
+
+#[test]
+fn a_block_much_larger_than_the_distance_of_samples_is_no_chance() {
+    let mut words = Words::default();
+    let mut snapshot = bodies(&mut words);
+    (snapshot.fds, snapshot.heap) = (None, false);
+    let heap = go_heap(&mut words, (1, 92 << 20), 1, 54 << 20);
+    snapshot.go = Some(GoState {
+        heap: Some(heap),
+        recent: RECENT,
+        ..GoState::default()
+    });
+    let line = "heap +54.0 MiB in the last 10.0 s at main.grow, which holds 92.0 MiB";
+    assert_eq!(growing(&words, &snapshot), [line]);
+    // Before it is collected, garbage looks like a leak.
+    let heap = snapshot.go.as_mut().and_then(|go| go.heap.as_mut());
+    heap.expect("a heap").is_uncollected = true;
+    assert!(growing(&words, &snapshot).is_empty());
+}
+
+#[test]
+fn a_function_is_named_for_all_its_stacks() {
+    let mut words = Words::default();
+    let mut snapshot = bodies(&mut words);
+    snapshot.fds = None;
+    let callers: Vec<String> = (0..200).map(|caller| format!("main.caller{caller}")).collect();
+    let hang = |caller: &String| group(&mut words, &["runtime.gopark", "main.hang", caller], 10, 4);
+    let mut groups: Vec<GoroutineGroup> = callers.iter().map(hang).collect();
+    let go = snapshot.go.as_mut().expect("a Go runtime");
+    go.goroutines = Some(groups.clone());
+    let line = "goroutines +800 in the last 10.0 s at main.hang, which holds 2.0 k";
+    assert_eq!(growing(&words, &snapshot), [line]);
+    // Of many functions, none of which stands out, the section says so.
+    for (group, caller) in groups.iter_mut().zip(&callers) {
+        group.frames = words.frames(&[caller]);
+    }
+    let go = snapshot.go.as_mut().expect("a Go runtime");
+    go.goroutines = Some(groups.clone());
+    assert_eq!(
+        growing(&words, &snapshot),
+        ["goroutines +800 in the last 10.0 s, spread over 200 places"]
+    );
+    // What is more at one place is fewer at others.
+    groups[0].recent_change = -790;
+    groups[1].recent_change = 790;
+    let go = snapshot.go.as_mut().expect("a Go runtime");
+    go.goroutines = Some(groups.drain(..2).collect());
+    assert!(growing(&words, &snapshot).is_empty());
+}
+
+#[test]
+fn what_the_runtime_maps_is_nobodys_leak() {
+    let mut words = Words::default();
+    let mut snapshot = bodies(&mut words);
+    let arena = [
+        "runtime.sysMmap",
+        "runtime.sysReserve",
+        "runtime.mallocgc",
+        "main.serve",
+    ];
+    let own = ["syscall.Mmap", "main.load"];
+    let mapping = |frames, change| Holder {
+        frames,
+        recent_change: change,
+        ..holder("anon", &[], 64 << 20, 64 << 20)
+    };
+    let holders = vec![
+        mapping(words.frames(&arena), 64 << 20),
+        mapping(words.frames(&own), 4 << 20),
+    ];
+    snapshot.fds = None;
+    snapshot.go = None;
+    snapshot.mmap = Some(Holdings {
+        holders,
+        ..Holdings::default()
+    });
+    let line = "mappings +4.0 MiB in the last 10.0 s at main.load, which holds 64.0 MiB";
+    assert_eq!(growing(&words, &snapshot), [line]);
+}
+
+#[test]
+fn a_short_run_says_that_it_is_too_short() {
+    let words = Words::default();
+    let snapshot = Snapshot {
+        duration: Duration::from_secs(1),
+        ..words.snapshot()
+    };
+    let report = words.report(&snapshot, &ReportOptions::default());
+    assert!(
+        report.contains("What grows can be told from 2.0 s on."),
+        "{report}"
+    );
+}
+
 #[test]
 fn a_heap_that_was_not_seen_whole_grows_nowhere() {
     let mut words = Words::default();
