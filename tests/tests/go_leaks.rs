@@ -65,7 +65,7 @@ fn check_slice(outcome: &Outcome) -> Result<()> {
     // 16 KiB and a little each. The published view is behind by a collection or two.
     ensure!(held.inuse_objects >= LEAST / 2, "{held:?}");
     ensure!(
-        held.inuse_objects * 4 > held.alloc_objects * 3,
+        held.inuse_bytes * 4 > held.alloc_bytes * 3,
         "nothing was freed: {held:?}"
     );
     Ok(())
@@ -347,7 +347,7 @@ fn what_was_sampled_at_another_rate_is_not_counted() -> Result<()> {
         ensure!(fine.inuse_objects >= LEAST / 2, "{fine:?}");
         // Hundreds of samples, each of which would stand for a MiB by now.
         let coarse = heap("--go-enable-heap=1m")?.through("main.(*trail).remember");
-        ensure!(coarse.inuse_space < 64 << 20, "{coarse:?}");
+        ensure!(coarse.inuse_bytes < 64 << 20, "{coarse:?}");
         Ok(())
     })
 }
