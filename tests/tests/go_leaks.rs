@@ -163,7 +163,7 @@ fn threads_that_pile_up() -> Result<()> {
 
 #[test]
 fn a_class_alone_names_what_grows_too() -> Result<()> {
-    with_each_build(&unprofiled(), |program| {
+    with_builds(&unprofiled(), &BUILDS[1..], |_, program| {
         let outcome = watch(&program, &["files"], &["--profiles", "fd"])?;
         check_names_first(&outcome.stdout, "main.openReport")
     })
@@ -171,7 +171,7 @@ fn a_class_alone_names_what_grows_too() -> Result<()> {
 
 #[test]
 fn what_grew_is_known_of_a_target_that_was_killed() -> Result<()> {
-    with_each_build(&unprofiled(), |program| {
+    with_builds(&unprofiled(), &BUILDS[1..], |_, program| {
         let (target, _) = start(&program, &["goroutines"])?;
         let memtrace = Memtrace::attach(target.pid(), &[])?;
         // The readings after 2 and 4 seconds are compared with those after 1 and 2.
@@ -190,7 +190,7 @@ fn what_grew_is_known_of_a_target_that_was_killed() -> Result<()> {
 
 #[test]
 fn a_heap_that_waits_for_a_collection_says_so() -> Result<()> {
-    with_each_build(&unprofiled().with_pprof(), |program| {
+    with_builds(&unprofiled().with_pprof(), &BUILDS[1..], |_, program| {
         let mut target = Child::spawn(Command::new(program).arg("uncollected").env("GOGC", "off"))?;
         target.stdout.expect("ready ", PATIENCE)?;
         let arguments = [&WATCH[..], &["--profiles", "heap"]].concat();
@@ -207,7 +207,7 @@ fn a_heap_that_waits_for_a_collection_says_so() -> Result<()> {
 
 #[test]
 fn a_program_that_a_shell_executes_is_compared_with_itself() -> Result<()> {
-    with_each_build(&unprofiled(), |program| {
+    with_builds(&unprofiled(), &BUILDS[1..], |_, program| {
         let script = format!("read go; exec {} goroutines", program.display());
         let mut target = Child::spawn(Command::new("sh").args(["-c", &script]))?;
         let memtrace = Memtrace::attach(target.pid(), &["--children"])?;
@@ -336,7 +336,7 @@ fn the_rate_is_restored_at_each_end() -> Result<()> {
 
 #[test]
 fn what_was_sampled_at_another_rate_is_not_counted() -> Result<()> {
-    with_each_build(&unprofiled(), |program| {
+    with_builds(&unprofiled(), &BUILDS[1..], |_, program| {
         let (target, _) = start(&program, &["slice"])?;
         let heap = |rate: &str| {
             let arguments = [&WATCH[..], &["--profiles", "heap", rate]].concat();

@@ -28,6 +28,9 @@ const LEAST_BYTES: u64 = 1024;
 const ERRORS: f64 = 3.0;
 /// So many functions of a section are named.
 const MOST_FUNCTIONS: usize = 3;
+/// By less a section may grow by chance of which no function stands out: things or bytes, and of all that it shows.
+const LEAST_OF_MANY: i64 = 10;
+const SHARE_OF_MANY: f64 = 0.05;
 /// There is nothing to compare with before.
 const SHORTEST: Duration = Duration::from_secs(2);
 
@@ -148,7 +151,8 @@ impl<W: Write> Report<'_, W> {
             }
         };
         let mut lines: Vec<Grower> = own.take(MOST_FUNCTIONS).chain(other).map(line).collect();
-        if lines.is_empty() && subject != Subject::Mappings && self.grows(subject, &all, &all) {
+        let is_much = all.recent_change >= LEAST_OF_MANY && share(all.recent_change) > SHARE_OF_MANY;
+        if lines.is_empty() && is_much && subject != Subject::Mappings && self.grows(subject, &all, &all) {
             let (change, places) = (
                 change(subject, all.recent_change),
                 text::counted(count, "place", "places"),
