@@ -224,6 +224,7 @@ fn nothing_is_left_out_in_silence() -> Result<()> {
                 .any(|target| target.has_note(reason) && target.profiles.is_empty())
         })?;
     }
+    ensure!(daemon.get("/debug/pprof/heap")?.0 == 200, "one of them is traced");
     let said = daemon.stop()?.stderr;
     ensure!(
         said.matches("no process is in it").count() == 1,

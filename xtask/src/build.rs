@@ -42,6 +42,7 @@ pub fn build(profile: Profile) -> Result<PathBuf> {
     if profile == Profile::Release {
         cargo.arg("--release");
     }
-    process::run(&mut cargo)?;
+    // Cargo shows again what building the eBPF programs once printed, as warnings.
+    process::run_without(&mut cargo, "warning: memtrace@")?;
     Ok(workspace::target().join(profile.directory()).join("memtrace"))
 }

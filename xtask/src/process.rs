@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::OsStr,
+    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread::sleep,
@@ -59,6 +60,31 @@ pub fn run(command: &mut Command) -> Result<()> {
         .with_context(|| format!("cannot start `{}`", line(command)))?;
     if !status.success() {
         bail!("`{}` failed ({status})", line(command));
+    }
+    Ok(())
+}
+
+/// As [`run`], without the lines on stderr that begin with this.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_without(command: &mut Command, prefix: &str) -> Result<()> {
+    println!("+ {}", line(command));
+    let typed = line(command);
+    let mut child = command
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{typed}`"))?;
+    let stderr = child.stderr.take().context("its stderr is piped")?;
+    for bytes in BufReader::new(stderr).split(b'\n') {
+        let text = String::from_utf8_lossy(&bytes?).into_owned();
+        if !text.starts_with(prefix) {
+            eprintln!("{text}");
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("`{typed}` failed ({status})");
     }
     Ok(())
 }

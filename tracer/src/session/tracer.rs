@@ -107,6 +107,8 @@ pub struct Tracer {
     pub(super) root: Arc<Process>,
     history: History,
     clock: Instant,
+    /// When the snapshot or reading that is being made began, counted from the start.
+    moment: Option<Duration>,
     /// Address spaces that are no more; `true` if the process executed another program. Their books stay in the kernel until
     /// there is time to read them.
     pub(super) ending: VecDeque<(Space, bool)>,
@@ -161,6 +163,7 @@ impl Tracer {
             root: Arc::clone(&process),
             history: History::default(),
             clock: Instant::now(),
+            moment: None,
             ending: VecDeque::new(),
             dead: HashSet::new(),
             parents: HashMap::new(),
@@ -244,8 +247,13 @@ impl Tracer {
 
     /// The earlier reading that changes of late refer to.
     pub(super) fn earlier(&self, space: &Space) -> Option<&Reading> {
-        let reading = self.history.half_way(self.elapsed());
+        let reading = self.history.half_way(self.moment());
         reading.filter(|reading| reading.at >= space.since)
+    }
+
+    /// Now; while a snapshot or a reading is made, when it began: all of it is compared with the same earlier reading.
+    fn moment(&self) -> Duration {
+        self.moment.unwrap_or_else(|| self.elapsed())
     }
 
     /// The earlier readings of Go runtimes, in the same way.
@@ -253,7 +261,7 @@ impl Tracer {
         let reading = self.earlier(space)?;
         Some(Before {
             readings: &reading.go,
-            ago: self.elapsed().saturating_sub(reading.at),
+            ago: self.moment().saturating_sub(reading.at),
         })
     }
 
@@ -444,6 +452,7 @@ impl Tracer {
     pub fn observe(&mut self) {
         let elapsed = self.elapsed();
         if self.history.is_due(elapsed) {
+            self.moment = Some(elapsed);
             self.find_runtimes();
             self.read_map_events();
             self.find_trampolines();
@@ -462,6 +471,7 @@ impl Tracer {
                     .runtimes
                     .read(&self.spaces, &self.settings.go, |space| self.before(space)),
             });
+            self.moment = None;
         }
     }
 
@@ -522,6 +532,7 @@ impl Tracer {
         old_blocks: &Result<Option<Vec<Live>>, KernelError>,
     ) -> Snapshot {
         let elapsed = self.elapsed();
+        self.moment = Some(elapsed);
         let mut selection = self.settings.selection;
         let mut coverage = self.coverage_of(space);
         let old_blocks = old_blocks.as_ref().unwrap_or_else(|error| {
@@ -568,6 +579,7 @@ impl Tracer {
         let live = heap.then(|| sites.iter().map(|site| site.live_bytes).sum());
         let maps = self.map_report(space, live);
         let (mmap, memory) = maps.map_or((None, None), |maps| (Some(maps.holdings), maps.memory));
+        self.moment = None;
         Snapshot {
             space: space.id,
             process: space.info.clone(),

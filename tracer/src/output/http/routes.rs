@@ -190,16 +190,14 @@ impl<S: Source> App<S> {
 
     /// The target that needs no name, because there is no other.
     fn only_target(&self) -> Result<TargetSummary, Box<Response>> {
-        let mut targets = self.snapshots.source().targets();
-        match (targets.pop(), targets.len()) {
-            (Some(only), 0) => Ok(only),
-            (last, _) => {
-                targets.extend(last);
-                Err(not_found(&format!(
-                    "/debug/pprof/ is there when exactly one target is traced; {}",
-                    index::list(&targets)
-                )))
-            }
+        let targets = self.snapshots.source().targets();
+        let mut traced = targets.iter().filter(|target| !target.profiles.is_empty());
+        match (traced.next(), traced.next()) {
+            (Some(only), None) => Ok(only.clone()),
+            _ => Err(not_found(&format!(
+                "/debug/pprof/ is there when exactly one target is traced; {}",
+                index::list(&targets)
+            ))),
         }
     }
 

@@ -48,8 +48,12 @@ impl<W: Write> Report<'_, W> {
             total.push_str(&format!(" ({change} in the last {recent})"));
         }
         let allocated = text::bytes(sum(|site| site.alloc_bytes));
+        let began = match heap.is_enabled_by_us {
+            true => "memtrace enabled the profile",
+            false => "the program began",
+        };
         total.push_str(&format!(
-            ", allocated {allocated} since the program began; {}, estimated from one sample in {}",
+            ", allocated {allocated} since {began}; {}, estimated from one sample in {}",
             comments::view(heap),
             text::bytes(heap.rate)
         ));

@@ -210,7 +210,9 @@ impl<W: Write> Report<'_, W> {
 fn holdings(subject: Subject, places: Vec<Place<'_>>) -> HashMap<String, Holding> {
     let mut holdings: HashMap<String, Holding> = HashMap::new();
     let is_of_runtime = |place: &Place<'_>| {
-        let is_runtime = |function: &str| function.starts_with("runtime.sys") || function == "runtime.clone";
+        let is_runtime = |function: &str| {
+            function.starts_with("runtime.sys") || ["runtime.clone", "x_cgo_mmap"].contains(&function)
+        };
         subject == Subject::Mappings && place.lines.iter().any(|line| is_runtime(&line.function))
     };
     for place in places.into_iter().filter(|place| !is_of_runtime(place)) {

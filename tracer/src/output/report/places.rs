@@ -61,7 +61,8 @@ impl<W: Write> Report<'_, W> {
             }
         };
         if let Some(recent) = self.recent(subject).filter(|_| has_change(subject)) {
-            heading.push_str(&format!(", and their change in the last {recent}"));
+            let whose = if all == 1 { "its" } else { "their" };
+            heading.push_str(&format!(", and {whose} change in the last {recent}"));
         }
         heading.push(':');
         self.paragraph(&heading)

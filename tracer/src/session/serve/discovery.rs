@@ -137,7 +137,7 @@ impl Spec {
     /// What is known of it as long as it was never there.
     fn absent(&self) -> Found {
         let (kind, which, why) = match &self.what {
-            What::Pid(pid) => ("process", pid.to_string(), "there is no such process"),
+            What::Pid(pid) => ("pid", pid.to_string(), "there is no such process"),
             What::Cgroup(path) => ("cgroup", path.clone(), "no process is in it"),
             What::Command { pattern, .. } => (
                 "command",
@@ -145,7 +145,10 @@ impl Spec {
                 "no process has such a command line",
             ),
             What::Container { wanted, told, .. } => {
-                let why = told.as_deref().unwrap_or("it has no process");
+                let why = told.as_deref().and_then(|told| told.lines().next());
+                let why = why
+                    .unwrap_or("it has no process")
+                    .trim_end_matches([':', ';', ',']);
                 ("container", wanted.to_string(), why)
             }
         };

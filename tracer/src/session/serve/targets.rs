@@ -576,7 +576,9 @@ impl Targets {
 
 /// A target that waits for room or for a process; why it does is said if it is not what was said before.
 fn told_once(found: Found, why: String, before: Option<&Waiting>) -> Waiting {
-    if before.is_none_or(|waiting| waiting.why != why) {
+    // Of containers more was said when the engines were asked.
+    let is_said = found.absent.is_some() && found.spec.container.is_some();
+    if !is_said && before.is_none_or(|waiting| waiting.why != why) {
         say(&format!("{} is not traced: {why}", printable(&found.title)));
     }
     Waiting {
