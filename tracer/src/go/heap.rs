@@ -11,8 +11,11 @@ use super::{
 /// The most buckets read: programs have thousands.
 const MAX_BUCKETS: usize = 1_000_000;
 
-/// How often a bucket that does not pass is read.
+/// How often a bucket that does not pass is read at once.
 const BUCKET_ATTEMPTS: usize = 4;
+/// How often and how long one is waited for, of all buckets: a thread that was counting in it may wait for a processor.
+const WAITS: usize = 32;
+const WAIT: Duration = Duration::from_millis(1);
 
 /// How often the profile is read when the runtime published it meanwhile.
 const PASS_ATTEMPTS: usize = 8;
@@ -165,13 +168,13 @@ fn add(a: MemRecord, b: MemRecord) -> MemRecord {
 /// Reads all buckets, newest first.
 fn walk(memory: &dyn Memory, layout: &BucketLayout, mbuckets: u64, cycle: u32) -> Result<Pass, GoError> {
     let mut pass = Pass::default();
-    let mut seen = HashSet::new();
+    let (mut seen, mut waits) = (HashSet::new(), WAITS);
     let mut address = read_u64(memory, mbuckets)?;
     while address != 0 && seen.len() < MAX_BUCKETS {
         // Where the list leads nowhere it was no list: what is behind is lost, and `check` refuses if nothing else passed.
         let is_new = address.is_multiple_of(8) && seen.insert(address);
         let words = if is_new {
-            settle(memory, layout, address, cycle)
+            settle(memory, layout, address, cycle, &mut waits)
         } else {
             None
         };
@@ -197,16 +200,22 @@ fn settle(
     layout: &BucketLayout,
     address: u64,
     cycle: u32,
+    waits: &mut usize,
 ) -> Option<(Vec<u64>, Option<Bucket>)> {
-    let mut words = read_bucket(memory, layout, address).ok()?;
-    for _ in 1..BUCKET_ATTEMPTS {
-        if let Some(bucket) = check_bucket(layout, &words, cycle) {
-            return Some((words, Some(bucket)));
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let words = read_bucket(memory, layout, address).ok()?;
+        let bucket = check_bucket(layout, &words, cycle);
+        let is_last = attempt >= BUCKET_ATTEMPTS && *waits == 0;
+        if bucket.is_some() || is_last {
+            return Some((words, bucket));
         }
-        words = read_bucket(memory, layout, address).ok()?;
+        if attempt >= BUCKET_ATTEMPTS {
+            *waits -= 1;
+            thread::sleep(WAIT);
+        }
     }
-    let bucket = check_bucket(layout, &words, cycle);
-    Some((words, bucket))
 }
 
 /// The words of a bucket, its stack and its record, and maybe some behind those.

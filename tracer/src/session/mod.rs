@@ -22,6 +22,7 @@ mod run;
 mod serve;
 mod signals;
 mod snapshot;
+mod snapshots;
 mod space;
 mod tracer;
 mod trend;

@@ -3,6 +3,7 @@
 mod discovery;
 mod group;
 mod labels;
+mod listing;
 mod metrics;
 mod naming;
 mod notes;

@@ -16,14 +16,7 @@ use super::{
     say,
     source::{Entry, Shared},
 };
-use crate::{
-    cli::{ProfileKind, Recording},
-    output::http::{ProfileName, TargetSummary},
-    session::Settings,
-    snapshot::Coverage,
-    target::Process,
-    text::printable,
-};
+use crate::{cli::Recording, session::Settings, snapshot::Coverage, target::Process, text::printable};
 
 /// How much may be traced at once.
 #[derive(Clone, Copy, Debug)]
@@ -35,26 +28,26 @@ pub struct Budget {
 }
 
 /// A target of which something is traced, or is going to be.
-struct Traced {
-    found: Found,
-    group: GroupId,
-    since: SystemTime,
+pub(super) struct Traced {
+    pub(super) found: Found,
+    pub(super) group: GroupId,
+    pub(super) since: SystemTime,
     /// What was attached to, with what is covered of it.
-    roots: BTreeMap<u32, Coverage>,
+    pub(super) roots: BTreeMap<u32, Coverage>,
     /// Processes that are known, so that each is attached to once.
     known: BTreeSet<u32>,
     /// Why processes are not traced.
-    refused: BTreeMap<u32, Refusal>,
-    is_go: bool,
+    pub(super) refused: BTreeMap<u32, Refusal>,
+    pub(super) is_go: bool,
     /// What its Go runtimes do not show.
-    go_notes: BTreeSet<String>,
+    pub(super) go_notes: BTreeSet<String>,
     told: Told,
 }
 
 /// A target that is not traced.
-struct Waiting {
-    found: Found,
-    why: String,
+pub(super) struct Waiting {
+    pub(super) found: Found,
+    pub(super) why: String,
     until: Until,
 }
 
@@ -77,8 +70,8 @@ impl Until {
 }
 
 /// Targets of which the same is recorded.
-struct Member {
-    group: Group,
+pub(super) struct Member {
+    pub(super) group: Group,
     recording: Recording,
     memory: u64,
     /// Whether it has attached to anything; then it ends by itself.
@@ -88,14 +81,14 @@ struct Member {
 /// What the daemon knows of all of it.
 pub struct Targets {
     budget: Budget,
-    groups: HashMap<GroupId, Member>,
+    pub(super) groups: HashMap<GroupId, Member>,
     next_group: GroupId,
-    traced: BTreeMap<String, Traced>,
+    pub(super) traced: BTreeMap<String, Traced>,
     /// Those that are not traced, and why.
-    waiting: BTreeMap<String, Waiting>,
+    pub(super) waiting: BTreeMap<String, Waiting>,
     events: UnboundedSender<(GroupId, Event)>,
     naming: mpsc::Sender<Job>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// Whether all of them are about to end, as the daemon does.
     is_ending: bool,
 }
@@ -518,60 +511,6 @@ impl Targets {
     pub fn has_groups(&self) -> bool {
         !self.groups.is_empty()
     }
-
-    /// Tells others what there is.
-    pub fn publish(&self) {
-        let traced = self.traced.values().map(|traced| self.entry(traced));
-        let waiting = self.waiting.values().map(|Waiting { found, why, .. }| Entry {
-            summary: TargetSummary {
-                id: found.id.clone(),
-                title: found.title.clone(),
-                pids: found.pids.clone(),
-                since: SystemTime::now(),
-                profiles: Vec::new(),
-                notes: vec![format!("It is not traced: {why}")],
-            },
-            labels: found.labels.clone(),
-            is_go: false,
-            group: None,
-            roots: Vec::new(),
-            frames: found.spec.recording.allocator_frames(),
-        });
-        self.shared.set(traced.chain(waiting).collect());
-    }
-
-    fn entry(&self, traced: &Traced) -> Entry {
-        let found = &traced.found;
-        let notes = traced
-            .roots
-            .values()
-            .flat_map(|coverage| coverage.not_covered.iter().cloned());
-        let refused = traced
-            .refused
-            .iter()
-            .map(|(pid, why)| format!("process {pid} is not traced: {}", told(why)));
-        let go = traced.go_notes.iter().cloned();
-        let notes: BTreeSet<String> = notes.chain(refused).chain(go).collect();
-        let recording = &found.spec.recording;
-        Entry {
-            summary: TargetSummary {
-                id: found.id.clone(),
-                title: found.title.clone(),
-                pids: found.pids.clone(),
-                since: traced.since,
-                profiles: names(recording, traced),
-                notes: notes.into_iter().collect(),
-            },
-            labels: found.labels.clone(),
-            is_go: traced.is_go,
-            group: self
-                .groups
-                .get(&traced.group)
-                .map(|member| member.group.commands()),
-            roots: traced.roots.keys().copied().collect(),
-            frames: recording.allocator_frames(),
-        }
-    }
 }
 
 /// A target that waits for room or for a process; why it does is said if it is not what was said before.
@@ -589,35 +528,10 @@ fn told_once(found: Found, why: String, before: Option<&Waiting>) -> Waiting {
 }
 
 /// Why a process is not traced, as people read it.
-fn told(refusal: &Refusal) -> String {
+pub(super) fn told(refusal: &Refusal) -> String {
     match refusal {
         Refusal::Impossible(why) => why.clone(),
         Refusal::IsOf(target) => format!("it descends from a process of {target}, and is counted there"),
         Refusal::Over => "memtrace lets go of it".to_owned(),
     }
-}
-
-/// The profiles that can be asked for.
-fn names(recording: &Recording, traced: &Traced) -> Vec<ProfileName> {
-    let has_native = traced
-        .roots
-        .values()
-        .any(|coverage| !coverage.allocators.is_empty());
-    let kinds = [
-        (ProfileKind::Heap, ProfileName::Heap, true),
-        (
-            ProfileKind::Heap,
-            ProfileName::HeapNative,
-            traced.is_go && has_native,
-        ),
-        (ProfileKind::Fd, ProfileName::Fd, true),
-        (ProfileKind::Mmap, ProfileName::Mmap, true),
-        (ProfileKind::Growth, ProfileName::Growth, true),
-        (ProfileKind::Goroutine, ProfileName::Goroutine, traced.is_go),
-        (ProfileKind::Threadcreate, ProfileName::Threadcreate, traced.is_go),
-    ];
-    let offered = kinds
-        .into_iter()
-        .filter(|(kind, _, is_there)| *is_there && recording.wants(*kind));
-    offered.map(|(_, name, _)| name).collect()
 }
