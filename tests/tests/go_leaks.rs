@@ -40,7 +40,16 @@ fn unprofiled() -> GoProgram {
 
 /// Starts the program, and returns it with what it prints when it is ready.
 fn start(program: &Path, arguments: &[&str]) -> Result<(Child, String)> {
-    let mut target = Child::spawn(Command::new(program).args(arguments))?;
+    start_with(program, arguments, [])
+}
+
+/// The same with variables in its environment.
+fn start_with<const N: usize>(
+    program: &Path,
+    arguments: &[&str],
+    variables: [(&str, &str); N],
+) -> Result<(Child, String)> {
+    let mut target = Child::spawn(Command::new(program).args(arguments).envs(variables))?;
     let ready = target.stdout.expect("ready ", PATIENCE)?;
     Ok((target, ready))
 }
@@ -82,10 +91,7 @@ fn slice_that_only_grows() -> Result<()> {
 fn slice_that_only_grows_with_pprof() -> Result<()> {
     with_each_build(&unprofiled().with_pprof(), |program| {
         // At the default rate, what leaks on a slow machine may be a few samples.
-        let mut command = Command::new(program);
-        command.arg("slice").env("GODEBUG", "memprofilerate=65536");
-        let mut target = Child::spawn(&mut command)?;
-        target.stdout.expect("ready ", PATIENCE)?;
+        let (target, _) = start_with(&program, &["slice"], [("GODEBUG", "memprofilerate=65536")])?;
         check_slice(&Memtrace::attach(target.pid(), &WATCH)?.finish(PATIENCE)?)
     })
 }
@@ -196,8 +202,7 @@ fn what_grew_is_known_of_a_target_that_was_killed() -> Result<()> {
 #[test]
 fn a_heap_that_waits_for_a_collection_says_so() -> Result<()> {
     with_builds(&unprofiled().with_pprof(), &BUILDS[1..], |_, program| {
-        let mut target = Child::spawn(Command::new(program).arg("uncollected").env("GOGC", "off"))?;
-        target.stdout.expect("ready ", PATIENCE)?;
+        let (target, _) = start_with(&program, &["uncollected"], [("GOGC", "off")])?;
         let arguments = [&WATCH[..], &["--profiles", "heap"]].concat();
         let outcome = Memtrace::attach(target.pid(), &arguments)?.finish(PATIENCE)?;
         let said = "none was completed in the last";

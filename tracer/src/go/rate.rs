@@ -1,13 +1,13 @@
 //! Switching the heap profile on for a while, for a target whose linker switched it off.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
-    os::unix::fs::{FileExt as _, MetadataExt as _},
+    os::unix::fs::FileExt as _,
     sync::Arc,
 };
 
-use crate::target::Process;
+use crate::target::{FileVersion, Process};
 
 /// The rates that may be written: below, the target would sample nearly every allocation.
 const RATES: std::ops::RangeInclusive<u64> = 4096..=1 << 30;
@@ -50,9 +50,10 @@ pub struct EnabledRate {
 
 /// Whether this is the file that a process executes.
 fn is_executed(process: &Process, program: &File) -> bool {
-    let executed = fs::metadata(format!("/proc/{}/exe", process.anchor()));
-    match (executed, program.metadata()) {
-        (Ok(executed), Ok(program)) => (executed.dev(), executed.ino()) == (program.dev(), program.ino()),
+    let executed = File::open(format!("/proc/{}/exe", process.anchor()));
+    let executed = executed.and_then(|file| FileVersion::of(&file));
+    match (executed, FileVersion::of(program)) {
+        (Ok(executed), Ok(program)) => executed == program,
         _ => false,
     }
 }

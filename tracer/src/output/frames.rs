@@ -24,8 +24,13 @@ impl<'a> Stack<'_, 'a> {
     pub(super) fn own(&self) -> Option<&'a Line> {
         let asked = self.lines.iter().rposition(|line| is_http_client(&line.function));
         let begin = asked.map_or(self.wrappers, |asked| asked + 1);
-        let mut callers = self.lines.get(begin..)?.iter();
-        callers.find(|line| !is_library(&line.function)).copied()
+        self.own_from(begin).map(|at| self.lines[at])
+    }
+
+    /// The place of the innermost function that is the program's own, from this place on.
+    fn own_from(&self, begin: usize) -> Option<usize> {
+        let mut places = begin..self.lines.len();
+        places.find(|at| !is_library(&self.lines[*at].function))
     }
 
     /// The innermost function that is the program's own, or else the one that says most.
@@ -80,12 +85,7 @@ struct Own<'a> {
 impl<'a> Own<'a> {
     fn of(stack: &Stack<'_, 'a>) -> Self {
         let Stack { lines, wrappers } = *stack;
-        let first = lines
-            .iter()
-            .skip(wrappers)
-            .position(|line| !is_library(&line.function))
-            .map(|at| at + wrappers);
-        let Some(first) = first else {
+        let Some(first) = stack.own_from(wrappers) else {
             // Nothing but libraries: the function that called the allocator or the system is the best there is.
             let first = lines
                 .iter()

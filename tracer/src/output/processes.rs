@@ -10,7 +10,7 @@ use super::{
     style::{Style, shorten},
 };
 use crate::{
-    snapshot::{Holdings, Snapshot},
+    snapshot::{GoHeapState, Holdings, Snapshot},
     text::{self, printable},
 };
 
@@ -56,13 +56,10 @@ impl Amount {
                 Self::Touched(growth.sites.iter().map(|site| site.touched).sum())
             }
             _ => {
-                let go = snapshot.go.iter().filter_map(|go| go.heap.as_ref());
-                let go = go.flat_map(|heap| &heap.sites);
-                let go = go.fold((0, 0), |(bytes, objects), site| {
-                    (bytes + site.live_bytes, objects + site.live_objects)
-                });
+                let go = snapshot.go.as_ref().and_then(|go| go.heap.as_ref());
+                let (go_bytes, go_objects) = go.map_or((0, 0), GoHeapState::live);
                 let (bytes, objects) = snapshot.live();
-                Self::Heap(bytes + go.0, objects + go.1)
+                Self::Heap(bytes + go_bytes, objects + go_objects)
             }
         }
     }

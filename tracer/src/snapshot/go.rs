@@ -97,6 +97,17 @@ pub struct GoHeapState {
 }
 
 impl GoHeapState {
+    /// Live bytes and objects.
+    pub fn live(&self) -> (u64, u64) {
+        let sum = |value: fn(&Site) -> u64| self.sites.iter().map(value).sum();
+        (sum(|site| site.live_bytes), sum(|site| site.live_objects))
+    }
+
+    /// Bytes that were allocated.
+    pub fn allocated(&self) -> u64 {
+        self.sites.iter().map(|site| site.alloc_bytes).sum()
+    }
+
     /// Whether the values are of what was allocated before memtrace attached, too.
     pub fn is_from_before(&self) -> bool {
         self.rate > 0 && !self.is_enabled_by_us

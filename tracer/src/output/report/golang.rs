@@ -35,8 +35,7 @@ impl<W: Write> Report<'_, W> {
     }
 
     fn go_totals(&mut self, heap: &GoHeapState) -> io::Result<()> {
-        let sum = |value: fn(&crate::snapshot::Site) -> u64| heap.sites.iter().map(value).sum::<u64>();
-        let (live, objects) = (sum(|site| site.live_bytes), sum(|site| site.live_objects));
+        let (live, objects) = heap.live();
         let change = heap.sites.iter().map(|site| site.recent_change).sum();
         let mut total = format!(
             "live {} in {}",
@@ -47,7 +46,7 @@ impl<W: Write> Report<'_, W> {
             let change = self.change(Subject::GoHeap, change, live, 0);
             total.push_str(&format!(" ({change} in the last {recent})"));
         }
-        let allocated = text::bytes(sum(|site| site.alloc_bytes));
+        let allocated = text::bytes(heap.allocated());
         let began = match heap.is_enabled_by_us {
             true => "memtrace enabled the profile",
             false => "the program began",

@@ -44,11 +44,11 @@ impl<'r> Earlier<'r> {
             threads,
             ..
         } = &reading.state;
-        let sites = || heap.iter().flat_map(|heap| &heap.sites);
+        let sites = heap.iter().flat_map(|heap| &heap.sites);
         let threads = threads.iter().flatten();
         Self {
-            alloc_bytes: sites().map(|site| site.alloc_bytes).sum(),
-            live_bytes: sites().map(|site| (&*site.frames, site.live_bytes)).collect(),
+            alloc_bytes: heap.as_ref().map_or(0, GoHeapState::allocated),
+            live_bytes: sites.map(|site| (&*site.frames, site.live_bytes)).collect(),
             goroutines: by_stack(goroutines.iter().flatten()),
             threads: threads
                 .map(|group| ((group.hold, &*group.frames), group.count))
@@ -59,7 +59,7 @@ impl<'r> Earlier<'r> {
 
     /// Whether a heap has had no allocation since, as far as it shows them.
     pub fn heap_stands_still(&self, heap: &GoHeapState) -> bool {
-        heap.sites.iter().map(|site| site.alloc_bytes).sum::<u64>() == self.alloc_bytes
+        heap.allocated() == self.alloc_bytes
     }
 
     /// By how much a site's live bytes have changed since.

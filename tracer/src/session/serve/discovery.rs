@@ -263,15 +263,17 @@ fn all_processes() -> Vec<u32> {
 /// A process belongs to the first target that names it, and another that has no more than such processes is not traced.
 /// Targets with the same id are told apart by a number.
 fn one_each(found: Vec<Found>) -> Vec<Found> {
-    let mut owners: HashMap<u32, String> = HashMap::new();
+    // By their places among those that are kept.
+    let mut owners: HashMap<u32, usize> = HashMap::new();
     let mut ids: HashMap<String, u32> = HashMap::new();
-    let mut kept = Vec::new();
+    let mut kept: Vec<Found> = Vec::new();
     for mut target in found {
         let all = std::mem::take(&mut target.pids);
-        let of_others = all.iter().find_map(|pid| owners.get(pid)).cloned();
+        let of_others = all.iter().find_map(|pid| owners.get(pid)).copied();
         target.pids = all.into_iter().filter(|pid| !owners.contains_key(pid)).collect();
-        owners.extend(target.pids.iter().map(|pid| (*pid, target.title.clone())));
+        owners.extend(target.pids.iter().map(|pid| (*pid, kept.len())));
         if let (Some(owner), true) = (of_others, target.pids.is_empty()) {
+            let owner = &kept[owner].title;
             target.absent = Some(format!(
                 "its processes are those of {owner}, and are counted there"
             ));
