@@ -5,7 +5,7 @@ use std::{
     ffi::OsStr,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -64,29 +64,38 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// As [`run`], without the lines on stderr that begin with this.
+/// As [`run`], without the lines that begin with this; all others go to stderr.
 ///
 /// # Errors
 /// As [`run`].
 pub fn run_without(command: &mut Command, prefix: &str) -> Result<()> {
     println!("+ {}", line(command));
-    let typed = line(command);
-    let mut child = command
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start `{typed}`"))?;
-    let stderr = child.stderr.take().context("its stderr is piped")?;
-    for bytes in BufReader::new(stderr).split(b'\n') {
-        let text = String::from_utf8_lossy(&bytes?).into_owned();
+    let status = read_lines(command, |text| {
         if !text.starts_with(prefix) {
             eprintln!("{text}");
         }
-    }
-    let status = child.wait()?;
+    })?;
     if !status.success() {
-        bail!("`{typed}` failed ({status})");
+        bail!("`{}` failed ({status})", line(command));
     }
     Ok(())
+}
+
+/// Runs the command, and passes on each line of its stdout and stderr.
+///
+/// # Errors
+/// When the program cannot be started or read from.
+pub fn read_lines(command: &mut Command, mut each: impl FnMut(&str)) -> Result<ExitStatus> {
+    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+    command.stdout(writer.try_clone()?).stderr(writer);
+    let started = command.spawn();
+    let mut child = started.with_context(|| format!("cannot start `{}`", line(command)))?;
+    // The pipe ends when nobody can write to it, and the command's own ends are held by `command`.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    for bytes in BufReader::new(reader).split(b'\n') {
+        each(&String::from_utf8_lossy(&bytes?));
+    }
+    Ok(child.wait()?)
 }
 
 /// As [`run`], but kills the program when it takes longer than `limit`.

@@ -2,8 +2,7 @@
 
 use std::{
     env, fs,
-    io::{BufRead as _, BufReader},
-    process::{Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -111,12 +110,12 @@ impl Tally {
         cargo.env("MEMTRACE_STATIC_BIN", dist::path());
         println!("\n== {name}: {}", process::line(&cargo));
         let mut tests = Output::default();
-        let succeeded = read_lines(&mut cargo, |line| {
+        let status = process::read_lines(&mut cargo, |line| {
             println!("{line}");
             tests.read(line);
         })?;
         self.tests += tests.passed + tests.failed.len() + tests.ignored.len();
-        if !succeeded && tests.failed.is_empty() {
+        if !status.success() && tests.failed.is_empty() {
             tests
                 .failed
                 .push(format!("{name}: a test program did not compile or crashed"));
@@ -165,19 +164,6 @@ fn build_node() {
     if let Err(error) = process::run(build.args(["build", "--control-plane"])) {
         println!("no Kubernetes for the tests: {error:#}");
     }
-}
-
-/// Runs the command, and passes on each line of its stdout and stderr; returns whether it succeeded.
-fn read_lines(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
-    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
-    command.stdout(writer.try_clone()?).stderr(writer);
-    let mut child = command.spawn().context("cannot start cargo")?;
-    // The pipe ends when nobody can write to it, and the command's own ends are held by `command`.
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    for bytes in BufReader::new(reader).split(b'\n') {
-        line(&String::from_utf8_lossy(&bytes?));
-    }
-    Ok(child.wait()?.success())
 }
 
 /// What the test programs of one `cargo test` printed, as far as it was read.
